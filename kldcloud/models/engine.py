@@ -1,0 +1,57 @@
+"""The engine seam: what stands between a model reference and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutput:
+    """What an engine says about the scored positions of one chunk.
+
+    Attributes:
+        logits: float32 [rows, V]; valid until the engine evaluates again (it may be its own buffer).
+        hidden: float32 [rows, d] post-final-norm states, if asked for, else None; a copy.
+    """
+
+    logits: npt.NDArray[np.float32]
+    hidden: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What cutting chunks and comparing models need to know of a tokenizer."""
+
+    size: int
+    add_bos: bool
+    bos: int
+
+
+class Engine(Protocol):
+    """A loaded model that evaluates whole chunks of one fixed length."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Everything besides model and tokens that moves a logit; part of every stage key."""
+        ...
+
+    def evaluate(self, tokens: Tokens, *, hidden: bool = False) -> ChunkOutput:
+        """Logits at a chunk's scored positions.
+
+        Args:
+            tokens: int32 [n_ctx], the chunk as the corpus has it; a BOS rule is applied here.
+            hidden: also return the states that enter the output head.
+        """
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,123 @@
+"""libllama through llama-cpp-python: loading it, its log, and what its build tells of itself."""
+
+# ctypes is untyped by nature; the seams around this file are typed.
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import deque
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kldcloud.errors import UserError
+
+_recent: deque[str] = deque(maxlen=50)
+"""The library's latest warnings and errors: it reports a failed load only there."""
+
+_WARNING = 3
+
+
+@cache
+def llama() -> ModuleType:
+    """The binding, with backends initialised and its log kept instead of printed.
+
+    Raises:
+        UserError: if llama-cpp-python is not installed or does not load.
+    """
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise UserError(
+            "the llama.cpp engine is not installed",
+            hint="pip install 'kldcloud[llama]' (the README names prebuilt wheels)",
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"llama-cpp-python does not load: {error}",
+            hint="reinstall it: pip install --force-reinstall --no-cache-dir llama-cpp-python",
+        ) from error
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@cache
+def _log_callback(binding: ModuleType) -> Any:  # noqa: ANN401
+    @binding.llama_log_callback  # type: ignore[untyped-decorator]
+    def keep(level: int, text: bytes, _user: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        if level >= _WARNING and line:
+            _recent.append(line)
+
+    return keep
+
+
+def recent_complaints() -> str:
+    """The last few lines that the library logged as warnings or errors, in one line; forgets them."""
+    lines = list(dict.fromkeys(_recent))[-3:]
+    _recent.clear()
+    return " | ".join(lines) or "it gave no reason"
+
+
+@cache
+def ggml(part: str) -> ctypes.CDLL:
+    """One of ggml's own libraries (`base`, `cpu` or the umbrella ``) beside libllama."""
+    folder = Path(str(llama().__file__)).parent / "lib"
+    stem = f"libggml-{part}" if part else "libggml"
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    return ctypes.CDLL(str(folder / f"{stem}{suffix}"))
+
+
+@cache
+def build_facts() -> dict[str, str]:
+    """Version, backend and instruction set of this build: what decides rounding."""
+    binding = llama()
+    system = binding.llama_print_system_info().decode()
+    backend = "GPU" if binding.llama_supports_gpu_offload() else "CPU"
+    return {
+        "name": "llama.cpp",
+        "version": f"llama-cpp-python {binding.__version__}",
+        "backend": backend,
+        "instructions": " ".join(_switched_on(system)),
+    }
+
+
+def _switched_on(system_info: str) -> list[str]:
+    """`CPU : AVX2 = 1 | FMA = 1 | ...` as the names that are on."""
+    names = []
+    for part in system_info.replace(" : ", " | ").split("|"):
+        name, _, value = part.partition("=")
+        if value.strip() not in ("", "0"):
+            names.append(name.strip() if value.strip() == "1" else part.strip())
+    return names
+
+
+def buffer_type(name: str) -> int:
+    """The address of ggml's buffer type of that name, such as CPU or CUDA0.
+
+    Raises:
+        UserError: if this build has none of that name; the message lists what it has.
+    """
+    library = ggml("")
+    base = ggml("base")
+    library.ggml_backend_dev_count.restype = ctypes.c_size_t
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    base.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
+    base.ggml_backend_dev_buffer_type.argtypes = [ctypes.c_void_p]
+    base.ggml_backend_buft_name.restype = ctypes.c_char_p
+    base.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
+    known: dict[str, int] = {}
+    for index in range(library.ggml_backend_dev_count()):
+        address = base.ggml_backend_dev_buffer_type(library.ggml_backend_dev_get(index))
+        if address:
+            known[base.ggml_backend_buft_name(address).decode()] = address
+    if name not in known:
+        raise UserError(
+            f"engine.tensor_overrides: no buffer type {name!r} in this build of llama.cpp",
+            hint=f"it has {', '.join(sorted(known))}",
+        )
+    return known[name]
