@@ -1,0 +1,170 @@
+"""The encodings of a base stage behind one small interface: a chunk in, a frame of bytes out.
+
+A frame is one chunk's scored rows. Its layout is fixed by the encoding and the stage's shape, so
+decoding needs no sizes from the frame itself: what does not fit exactly is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kldcloud.divergence.base_rows import BaseRows, CodeRows, LogitRows, RowExtras, words_per_row
+from kldcloud.divergence.kernel import encode
+from kldcloud.errors import EngineError, FormatError
+from kldcloud.models.engine import ChunkOutput
+from kldcloud.staging.head import OutputHead
+from kldcloud.staging.states import pack_states, unpack_states
+
+ZSTD_LEVEL = 1
+"""Measured on rows of two models: higher levels cost several times more and gain a few percent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageShape:
+    """Rows a chunk and entries a row."""
+
+    rows: int
+    vocabulary: int
+
+
+class Encoding(Protocol):
+    """How one chunk's base distribution is kept."""
+
+    name: str
+    needs_hidden: bool
+
+    def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:
+        """The frame of a chunk, from the base's output and the next tokens [rows]."""
+        ...
+
+    def decode(self, frame: bytes | memoryview) -> BaseRows:
+        """The rows of a frame, in a form that the kernel takes.
+
+        Raises:
+            FormatError: if the frame does not hold exactly the stage's rows.
+        """
+        ...
+
+
+class LogitsEncoding:
+    """16-nat codes as in a .kld file, with exact row facts beside them, compressed.
+
+    Frame: float64 normaliser, tail, target, entropy [rows] each, int32 top [rows], then the code
+    rows as one zstd frame.
+    """
+
+    name = "logits"
+    needs_hidden = False
+
+    def __init__(self, shape: StageShape, *, threads: int = 1) -> None:
+        self._shape = shape
+        self._threads = threads
+
+    def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:
+        rows = encode(output.logits, tokens, threads=self._threads)
+        extras = rows.extras
+        if extras is None:
+            raise EngineError("codes came without their row facts")
+        facts = np.stack([extras.normaliser, extras.tail, extras.target, extras.entropy])
+        return facts.astype("<f8").tobytes() + extras.top.astype("<i4").tobytes() + pack(rows.words)
+
+    def decode(self, frame: bytes | memoryview) -> BaseRows:
+        rows = self._shape.rows
+        facts_bytes = rows * 4 * 8
+        head_bytes = facts_bytes + rows * 4
+        if len(frame) < head_bytes:
+            raise FormatError(f"a frame of {len(frame)} bytes is too short for {rows} rows")
+        facts = np.frombuffer(frame[:facts_bytes], "<f8").reshape(4, rows)
+        top = np.frombuffer(frame[facts_bytes:head_bytes], "<i4")
+        if not np.isfinite(facts).all() or not ((facts[1] >= 0) & (facts[1] <= 1)).all():
+            raise FormatError("a frame holds row facts that are no probabilities")
+        extras = RowExtras(facts[0], facts[1], facts[2], facts[3], top)
+        return CodeRows(unpack(frame[head_bytes:], self._shape), self._shape.vocabulary, extras)
+
+
+class KldEncoding:
+    """Rows of a llama.cpp base file, compressed; all that is known is what the file says."""
+
+    name = "kld"
+    needs_hidden = False
+
+    def __init__(self, shape: StageShape) -> None:
+        self._shape = shape
+
+    def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:
+        raise EngineError("a .kld stage is imported from a file, never computed")
+
+    def encode_rows(self, words: npt.NDArray[np.uint16]) -> bytes:
+        """The frame of a chunk's rows, uint16 [rows, words]."""
+        return pack(words)
+
+    def decode(self, frame: bytes | memoryview) -> BaseRows:
+        return CodeRows(unpack(frame, self._shape), self._shape.vocabulary)
+
+
+class HiddenEncoding:
+    """States that enter the output head, rounded as its type rounds them; the head is kept once."""
+
+    name = "hidden"
+    needs_hidden = True
+
+    def __init__(self, shape: StageShape, head: OutputHead, *, threads: int = 1) -> None:
+        self._shape = shape
+        self._head = head
+        self._threads = threads
+        self._buffer = np.empty((shape.rows, shape.vocabulary), np.float32)
+
+    def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:  # noqa: ARG002
+        if output.hidden is None:
+            raise EngineError("the engine gave no hidden states")
+        if not np.isfinite(output.hidden).all():
+            raise EngineError(
+                "base hidden states are not finite",
+                hint="the model file is damaged, or its backend overflows",
+            )
+        return pack_states(output.hidden, self._head.type_name)
+
+    def decode(self, frame: bytes | memoryview) -> BaseRows:
+        """Logits rebuilt into a buffer that the next call reuses."""
+        states = unpack_states(frame, self._head.type_name, self._shape.rows, self._head.width)
+        self._head.logits(states, out=self._buffer, threads=self._threads)
+        return LogitRows(self._buffer)
+
+
+def pack(words: npt.NDArray[np.uint16]) -> bytes:
+    """Code rows as one zstd frame; little-endian."""
+    import zstandard
+
+    packed: bytes = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(words.astype("<u2").data)
+    return packed
+
+
+def unpack(frame: bytes | memoryview, shape: StageShape) -> npt.NDArray[np.uint16]:
+    """Code rows of exactly the expected size; a frame that claims another is never inflated.
+
+    Raises:
+        FormatError: if the frame is damaged, or holds anything but the stage's rows.
+    """
+    import zstandard
+
+    row_words = words_per_row(shape.vocabulary)
+    expected = shape.rows * row_words * 2
+    try:
+        claimed = zstandard.get_frame_parameters(bytes(frame[:18])).content_size
+        if claimed != expected:
+            raise FormatError(f"a frame claims {claimed} bytes of rows, the stage has {expected}")
+        data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=expected)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a frame does not decompress: {error}") from error
+    words = np.frombuffer(data, "<u2").reshape(shape.rows, row_words)
+    header = np.ascontiguousarray(words[:, :4]).view("<f4")
+    # A code spans 16 nats at most, and a minimum log-probability is one.
+    limit = 16.001 / 65535
+    scale_ok = (header[:, 0] >= 0) & (header[:, 0] <= limit)
+    if not (scale_ok & np.isfinite(header[:, 1]) & (header[:, 1] <= 1e-3)).all():
+        raise FormatError("a row's scale or minimum log-probability is not possible")
+    return words

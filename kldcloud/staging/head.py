@@ -1,0 +1,120 @@
+"""The output head of the base model: from GGUF, into a stage, and back into logits."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kldcloud.models.gguf_header import GgufHeader, TensorInfo, read_tensor_bytes
+from kldcloud.staging.states import SUPPORTED_HEADS, bytes_per_state, from_bf16, from_q8_0
+
+F4 = npt.NDArray[np.float32]
+
+TILE = 4096
+"""Vocabulary columns a product: the widened head tile stays in cache, logits never wait for it."""
+
+ARCHITECTURES = frozenset(
+    """
+    llama mistral3 smollm3 qwen3 qwen3moe qwen3next qwen35 qwen35moe gemma gemma3 olmo olmo2 olmoe
+    internlm2 starcoder2 stablelm exaone glm4 glm4moe ernie4_5 ernie4_5-moe deepseek2 gpt-oss
+    """.split()
+)
+"""Architectures whose logits are the head's product with the normed states and nothing more.
+
+Left out on purpose: soft-capped logits (gemma2, gemma3n, gemma4, grok), scaled ones (command-r,
+granite, minicpm), biased heads (phi2, qwen2). Each stage is also checked against the engine.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """The matrix that turns states into logits.
+
+    Attributes:
+        data: uint8, the tensor as the GGUF stores it: V rows of `width` elements.
+        type_name: its ggml type; one of `SUPPORTED_HEADS`.
+        width: d.
+        vocabulary: V.
+    """
+
+    data: npt.NDArray[np.uint8]
+    type_name: str
+    width: int
+    vocabulary: int
+
+    def logits(self, states: F4, *, out: F4, threads: int = 1) -> None:
+        """states [rows, d] times the head, into out [rows, V]; float32.
+
+        Columns are computed in fixed tiles, each by one thread, so that the result does not depend
+        on how many threads there are.
+        """
+
+        def tile(start: int) -> None:
+            stop = min(start + TILE, self.vocabulary)
+            np.matmul(states, self._widened(start, stop).T, out=out[:, start:stop])
+
+        starts = range(0, self.vocabulary, TILE)
+        with single_threaded_blas():
+            if threads <= 1:
+                for start in starts:
+                    tile(start)
+                return
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(tile, starts):
+                    pass
+
+    def _widened(self, start: int, stop: int) -> F4:
+        row = bytes_per_state(self.type_name, self.width)
+        raw = self.data[start * row : stop * row]
+        if self.type_name == "F32":
+            flat = raw.view("<f4")
+        elif self.type_name == "F16":
+            flat = raw.view("<f2").astype(np.float32)
+        elif self.type_name == "BF16":
+            flat = from_bf16(raw.view("<u2"))
+        else:
+            flat = from_q8_0(raw)
+        return flat.reshape(stop - start, self.width)
+
+
+def single_threaded_blas() -> object:
+    """A context in which numpy's products run on the calling thread only."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=1, user_api="blas")
+
+
+def head_tensor(header: GgufHeader) -> TensorInfo | None:
+    """The output head's entry: its own tensor, or the embeddings where they are tied."""
+    return header.tensors.get("output.weight") or header.tensors.get("token_embd.weight")
+
+
+def why_not_hidden(header: GgufHeader) -> str | None:
+    """Why hidden states cannot stand for this model's logits, or None if they can."""
+    if header.architecture not in ARCHITECTURES:
+        return f"architecture {header.architecture} may change logits after the head"
+    if "output.bias" in header.tensors:
+        return "its output head has a bias"
+    for key in ("final_logit_softcapping", "logit_scale"):
+        if f"{header.architecture}.{key}" in header.metadata:
+            return f"its logits are changed after the head ({key})"
+    tensor = head_tensor(header)
+    if tensor is None:
+        return "it has no output head"
+    if tensor.type_name not in SUPPORTED_HEADS:
+        return f"its head is {tensor.type_name}, whose activation rounding is not reproduced"
+    return None
+
+
+def read_head(path: Path, header: GgufHeader) -> OutputHead:
+    """The head of a GGUF for which `why_not_hidden` is None; mapped, not copied."""
+    tensor = head_tensor(header)
+    if tensor is None:
+        raise KeyError("output.weight")
+    width, vocabulary = tensor.shape
+    data = np.frombuffer(read_tensor_bytes(path, tensor), np.uint8)
+    return OutputHead(data, tensor.type_name, width, vocabulary)
