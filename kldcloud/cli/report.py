@@ -1,0 +1,40 @@
+"""`kldcloud report`: show a run again, in any format."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run id or a prefix of it, a job file, or `latest`.")
+]
+RunStore = Annotated[
+    str | None, typer.Option("--store", help="Where the run is kept; a job file names its own.")
+]
+
+
+def report(
+    run: RunName,
+    store: RunStore = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        str | None, typer.Option("--format", help="md, json, csv or llama; a table if left out.")
+    ] = None,
+    candidate: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
+) -> None:
+    """Show a run's results."""
+    from kldcloud.cli.terminal import stdout_console
+    from kldcloud.pipeline.runs import find_run, read_summary
+    from kldcloud.report.llama_text import render_llama
+    from kldcloud.report.render import render
+    from kldcloud.report.terminal import print_table
+
+    found = find_run(run, store)
+    summary = read_summary(found)
+    if format is None:
+        print_table(summary, stdout_console())
+    elif format == "llama":
+        typer.echo(render_llama(summary, candidate, corpus), nl=False)
+    else:
+        typer.echo(render(summary, format), nl=False)

@@ -1,0 +1,90 @@
+"""How work and results look on a terminal: bars and notes on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from kldcloud.pipeline.progress import Bar
+
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _RichBar:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, amount: int = 1) -> None:
+        self._progress.advance(self._task, amount)
+
+    def reach(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total or None)
+
+
+class _NoBar:
+    def advance(self, amount: int = 1) -> None: ...
+
+    def reach(self, done: int, total: int) -> None: ...
+
+
+def _line_when_done(label: str) -> Iterator[Bar]:
+    started = time.monotonic()
+    yield _NoBar()
+    _leave_line(label, time.monotonic() - started)
+
+
+def _leave_line(label: str, seconds: float) -> None:
+    if seconds >= QUIET_SECONDS:
+        errors.print(f"{label}: {seconds:.0f} s", style="dim", markup=False)
+
+
+class TerminalProgress:
+    """Bars with the time left; where stderr is no terminal, one line when each is done."""
+
+    @contextmanager
+    def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
+        if not errors.is_terminal:
+            yield from _line_when_done(label)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=errors, transient=True) as progress:
+            task = progress.add_task(label, total=total or None, completed=done)
+            yield _RichBar(progress, task)
+            finished = progress.tasks[0]
+        _leave_line(label, finished.elapsed or 0.0)
+
+    def note(self, text: str) -> None:
+        errors.print(text, style="dim", markup=False)
+
+    def warn(self, text: str) -> None:
+        errors.print(f"warning: {text}", style="yellow", markup=False)
+
+
+QUIET_SECONDS = 2.0
+"""Work shorter than this leaves no line behind."""
+
+
+def stdout_console() -> Console:
+    """Where results go; plain when it is no terminal."""
+    return Console(file=sys.stdout, highlight=False)

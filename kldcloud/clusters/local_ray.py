@@ -1,0 +1,109 @@
+"""Ray on this machine: started for one run, on loopback, with a token, and ended again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kldcloud.errors import EngineError
+from kldcloud.pipeline.dispatch import WorkerDiedError
+from kldcloud.pipeline.tasks import Task
+
+OBJECT_STORE_BYTES = 80 * 2**20
+"""Ray's least: only tokens and replies pass through it."""
+
+
+class RayActors:
+    """Workers as Ray actors, each a process that Ray starts again when it dies."""
+
+    def __init__(self, workers: int, threads: int, store: str, memory: int | None) -> None:
+        import ray
+
+        from kldcloud.pipeline.worker import SweepWorker
+
+        self._ray = ray
+        # Restarted for ever; but tasks are never repeated by Ray: the driver owns retries.
+        kind = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=0)(SweepWorker)
+        self._actors = [kind.remote(store, threads, memory) for _ in range(workers)]
+
+    def submit(self, worker: int, task: Task) -> Any:  # noqa: ANN401
+        return self._actors[worker].run.remote(task)
+
+    def ping(self, worker: int) -> Any:  # noqa: ANN401
+        return self._actors[worker].ping.remote()
+
+    def call(self, worker: int, method: str, *arguments: object) -> Any:  # noqa: ANN401
+        """Any other method of a worker, waited for."""
+        return self.get(getattr(self._actors[worker], method).remote(*arguments))
+
+    def wait(self, references: Sequence[Any], timeout: float) -> Sequence[Any]:
+        ready, _ = self._ray.wait(list(references), num_returns=1, timeout=timeout)
+        return list(ready)
+
+    def get(self, reference: Any) -> Any:  # noqa: ANN401
+        exceptions = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None) or error
+            raise EngineError(f"a worker failed: {type(cause).__name__}: {cause}") from error
+        except exceptions.RayError as error:
+            raise WorkerDiedError(_first_line(error)) from error
+
+
+@contextlib.contextmanager
+def local_ray(workers: int) -> Iterator[None]:
+    """Ray for the length of a run.
+
+    Everything listens on loopback only and asks for a token made for this run; there is no
+    dashboard and no usage report. Ray's files go to a folder that is removed at the end.
+
+    Raises:
+        EngineError: if Ray does not start.
+    """
+    os.environ.update(
+        {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            # Products inside a worker are cut into fixed tiles; BLAS must not cut them again.
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+    )
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="kld-")  # short: Ray's sockets have names of 107 bytes at most
+    try:
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=True,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+    except (RuntimeError, OSError, ValueError, TimeoutError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise EngineError(
+            f"Ray did not start: {_first_line(error)}", hint="run kldcloud check"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

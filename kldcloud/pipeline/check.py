@@ -1,0 +1,93 @@
+"""Trying out what a launch needs: engine, kernel, Ray, store, this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kldcloud.errors import KldcloudError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried."""
+
+    subject: str
+    ok: bool
+    text: str
+
+
+def check_all(store: str, cluster: str) -> Iterator[Finding]:
+    """Try everything; a failure does not stop the rest."""
+    for subject, attempt in (
+        ("engine", _engine),
+        ("kernel", _kernel),
+        ("cluster", lambda: _cluster(cluster)),
+        ("store", lambda: _store(store)),
+        ("cache", _cache),
+    ):
+        yield _tried(subject, attempt)
+
+
+def _tried(subject: str, attempt: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, True, attempt())  # noqa: FBT003
+    except KldcloudError as error:
+        return Finding(subject, False, str(error))  # noqa: FBT003
+
+
+def _engine() -> str:
+    from kldcloud.models.llama_library import build_facts
+
+    facts = build_facts()
+    return f"{facts['version']}, {facts['backend']}, {facts['instructions']}"
+
+
+def _kernel() -> str:
+    from kldcloud.divergence.kernel import implementation
+
+    module = implementation().__name__.rsplit(".", 1)[1]
+    if module == "row_numpy":
+        return "numpy (numba is missing: correct, about ten times slower)"
+    return "numba"
+
+
+def _cluster(name: str) -> str:
+    from kldcloud.clusters.local_ray import local_ray
+    from kldcloud.spec.cluster import load_cluster
+
+    spec = load_cluster(name)
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    with local_ray(1):
+        pass
+    return f"{spec.provider}, {cores} cores, {memory:.1f} GiB free, Ray starts and ends"
+
+
+def _store(uri: str) -> str:
+    from kldcloud.errors import StoreError
+    from kldcloud.store import open_store
+
+    kept = open_store(uri)
+    probe = kept.probe()
+    text = f"{kept.uri}: {'; '.join(probe.findings)}"
+    if not probe.ok:
+        raise StoreError(text, hint="use another store")
+    return text
+
+
+def _cache() -> str:
+    from kldcloud.errors import StoreError
+    from kldcloud.models.cache import cache_dir
+
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free / 2**30
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: {error.strerror}", hint="set KLDCLOUD_CACHE to a folder that can be written"
+        ) from error
+    return f"{folder}, {free:.1f} GiB free"

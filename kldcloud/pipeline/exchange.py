@@ -1,0 +1,80 @@
+"""llama.cpp's base file, in and out of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kldcloud.corpus.chunks import ChunkShape
+from kldcloud.divergence.kernel import as_codes
+from kldcloud.errors import FormatError, UserError
+from kldcloud.models.digests import model_sha256
+from kldcloud.models.sources import fetch
+from kldcloud.models.cache import cache_dir
+from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
+from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.runs import FoundRun
+from kldcloud.pipeline.stage_base import import_kld, kld_identity
+from kldcloud.spec.uri import parse_uri
+from kldcloud.staging.kld_file import KldHeader, KldWriter, read_kld_header, read_kld_tokens
+from kldcloud.staging.stage import StageIdentity, StageReader, load_json
+from kldcloud.store.base import Store
+
+
+def import_base_file(file: str, store: Store, progress: Progress) -> StageIdentity:
+    """Stage a .kld file, so that jobs with it as their base find it there.
+
+    Raises:
+        UserError: if there is no such file.
+        FormatError: if it is not what its header says.
+    """
+    uri = parse_uri(file).resolved(Path.cwd())
+    with progress.bar(f"fetching {file}", 0) as bar:
+        path = fetch(uri, cache=cache_dir(), progress=bar.reach)
+    header = read_kld_header(path)
+    digest = model_sha256(path)
+    base = KldBase(path.stem, path.name, path, digest, header)
+    tokens = read_kld_tokens(path, header)
+    corpus = ChunkedCorpus(path.stem, digest, tokens.size, tokens)
+    identity = kld_identity(base, corpus)
+    import_kld(store, base, corpus, identity, progress)
+    return identity
+
+
+def export_base_file(
+    found: FoundRun, output: Path, *, corpus: str | None, overwrite: bool, progress: Progress
+) -> None:
+    """Write the base stage of a run as a .kld file.
+
+    Raises:
+        UserError: if the run has several corpora and none is named, or the file is there.
+    """
+    key = _stage_of(found, corpus)
+    reader = StageReader(found.store, key)
+    identity = reader.identity
+    tokens = reader.tokens()
+    shape = ChunkShape(identity.context)
+    header = KldHeader(identity.context, identity.vocabulary, identity.chunks)
+    with (
+        KldWriter(output, header, tokens, overwrite=overwrite) as writer,
+        progress.bar(f"writing {output.name}", identity.chunks) as bar,
+    ):
+        for chunk in range(identity.chunks):
+            rows = reader.encoding.decode(reader.frame(chunk))
+            writer.write_chunk(as_codes(rows, shape.next_tokens(tokens[chunk])).words)
+            bar.advance()
+
+
+def _stage_of(found: FoundRun, corpus: str | None) -> str:
+    plan = load_json(found.store, f"{found.prefix}/plan.json")
+    try:
+        stages = {str(name): str(key) for name, key in plan["stages"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{found.prefix}/plan.json is not a run's plan") from error
+    if corpus is None and len(stages) == 1:
+        return next(iter(stages.values()))
+    if corpus not in stages:
+        raise UserError(
+            f"run {found.run} has the corpora {', '.join(stages)}",
+            hint="name one with --corpus",
+        )
+    return stages[corpus]

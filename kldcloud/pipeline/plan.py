@@ -1,0 +1,137 @@
+"""The plan of a sweep: which stages, which shards, and the run's id.
+
+Everything that determines a number goes into the id, and nothing else does: not the cluster, the
+workers, the shard size or the store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kldcloud import __version__
+from kldcloud.corpus.chunks import Shard, cut_shards, shard_size
+from kldcloud.divergence.kernel import NUMERICS_VERSION
+from kldcloud.errors import FormatError
+from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, PreparedSweep
+from kldcloud.pipeline.stage_base import kld_identity
+from kldcloud.spec.engine import EngineOptions
+from kldcloud.staging.choose import EncodingChoice, choose_encoding
+from kldcloud.staging.stage import StageIdentity, agree_on_json, canonical_json
+from kldcloud.store.base import Store
+from kldcloud.store.digest import sha256_bytes
+
+RUN_SCHEMA = "kldcloud.run/1"
+ID_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """What a launch will do, decided and reproducible.
+
+    Attributes:
+        run: the run's id.
+        choice: the base stage's encoding and why.
+        stages: one identity a corpus, in order.
+        options: how models are evaluated, without thread counts.
+    """
+
+    run: str
+    prepared: PreparedSweep
+    choice: EncodingChoice
+    stages: tuple[StageIdentity, ...]
+    options: LlamaOptions
+    llama_compat: bool
+
+    @property
+    def prefix(self) -> str:
+        return f"runs/{self.run}"
+
+    def partial_key(self, candidate: str, corpus: str, shard: Shard) -> str:
+        return f"{self.prefix}/partials/{candidate}/{corpus}/{shard.label}.parquet"
+
+
+def make_plan(
+    prepared: PreparedSweep,
+    options: LlamaOptions,
+    *,
+    remote: bool,
+    force_logits: str | None = None,
+) -> SweepPlan:
+    """Decide a sweep.
+
+    Args:
+        prepared: what is measured.
+        options: the engine's.
+        remote: whether the store is reached over a network.
+        force_logits: why hidden states were found unfit, if they were.
+    """
+    job, base = prepared.job, prepared.base
+    if isinstance(base, KldBase):
+        choice = EncodingChoice("kld", "the base is a llama.cpp base file")
+    elif force_logits is not None:
+        choice = EncodingChoice("logits", force_logits)
+    else:
+        choice = choose_encoding(job.encoding, base.header, remote=remote)
+    engine = options.fingerprint()
+    stages = tuple(
+        kld_identity(base, corpus)
+        if isinstance(base, KldBase)
+        else StageIdentity(
+            base_sha256=base.sha256,
+            tokens_sha256=corpus.tokens_sha256,
+            context=corpus.context,
+            chunks=corpus.count,
+            vocabulary=prepared.vocabulary,
+            encoding=choice.encoding,
+            engine=engine,
+        )
+        for corpus in prepared.corpora
+    )
+    facts = {
+        "schema": RUN_SCHEMA,
+        "kldcloud": __version__,
+        "numerics": NUMERICS_VERSION,
+        "name": job.name,
+        "base": base.name,
+        "stages": [[c.name, s.key] for c, s in zip(prepared.corpora, stages, strict=True)],
+        "candidates": [[c.name, c.file, c.sha256] for c in prepared.candidates],
+        "engine": engine,
+        "llama_compat": job.llama_compat,
+    }
+    digest = sha256_bytes(canonical_json(facts))[:ID_DIGITS]
+    run = f"{_slug(job.name)}-{digest}"
+    return SweepPlan(run, prepared, choice, stages, options, job.llama_compat)
+
+
+def run_shards(
+    store: Store, plan: SweepPlan, corpus: ChunkedCorpus, workers: int
+) -> list[Shard]:
+    """How a run cuts a corpus: as its first launch decided, so that a resume finds its partials."""
+    proposed = plan.prepared.job.shard_chunks or shard_size(corpus.count, workers)
+    key = f"{plan.prefix}/shards-{corpus.name}.json"
+    agreed = agree_on_json(store, key, {"shard_chunks": proposed})
+    size = agreed.get("shard_chunks") if isinstance(agreed, dict) else None
+    if not isinstance(size, int) or size < 1:
+        raise FormatError(f"{key}: no shard size", hint="delete it and run again")
+    return list(cut_shards(corpus.count, size))
+
+
+def llama_options(engine: EngineOptions, threads: int) -> LlamaOptions:
+    """A job's engine options as the engine takes them."""
+    overrides: Mapping[str, str] = dict(engine.tensor_overrides)
+    return LlamaOptions(
+        n_gpu_layers=engine.n_gpu_layers,
+        tensor_overrides=overrides,
+        threads=threads,
+        flash_attention=engine.flash_attention,
+        kv_type_k=engine.kv_type_k,
+        kv_type_v=engine.kv_type_v,
+        repack=engine.repack,
+    )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"

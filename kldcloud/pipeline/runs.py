@@ -1,0 +1,95 @@
+"""Finding a run in a store, and what it left there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kldcloud.errors import StoreError, UserError
+from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
+from kldcloud.spec.load import load_job
+from kldcloud.store import open_store
+from kldcloud.store.base import Store
+
+DEFAULT_STORE = "./kldcloud-store"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRun:
+    """A run and the store that has it."""
+
+    run: str
+    store: Store
+
+    @property
+    def prefix(self) -> str:
+        return f"runs/{self.run}"
+
+
+def find_run(name: str, store: str | None) -> FoundRun:
+    """The run that a person means.
+
+    Args:
+        name: a run id, a prefix of one, a job file, or `latest`.
+        store: where to look; None for the job file's store, or the default folder.
+
+    Raises:
+        UserError: if there is none, or several.
+    """
+    digest = None
+    if name.endswith((".yaml", ".yml")):
+        job = load_job(Path(name), [f"store={store}"] if store else [])
+        store, digest = job.store, job_bytes(job)
+    kept = open_store(store or DEFAULT_STORE)
+    runs = sorted({info.key.split("/")[1] for info in kept.list("runs/") if "/" in info.key})
+    if digest is not None:
+        runs = [run for run in runs if _same_job(kept, run, digest)]
+        matches = sorted(runs, key=lambda run: _last_sign_of_life(kept, run))[-1:]
+    elif name == "latest":
+        matches = sorted(runs, key=lambda run: _last_sign_of_life(kept, run))[-1:]
+    else:
+        matches = [run for run in runs if run == name] or [r for r in runs if r.startswith(name)]
+    if len(matches) > 1:
+        raise UserError(
+            f"{name} could be any of {', '.join(matches[:5])}", hint="give more of the run's id"
+        )
+    if not matches:
+        known = f"it has {', '.join(runs[-3:])}" if runs and digest is None else "launch the job"
+        raise UserError(f"no run {name} in {kept.uri}", hint=known)
+    return FoundRun(matches[0], kept)
+
+
+def read_summary(found: FoundRun) -> Summary:
+    """A run's summary; of what is there, if some candidates failed.
+
+    Raises:
+        UserError: if the run has not got so far.
+    """
+    for name in ("summary.json", "summary-partial.json"):
+        key = f"{found.prefix}/{name}"
+        if found.store.size(key) is not None:
+            return parse_summary(found.store.read(key, limit=MAX_SUMMARY_BYTES))
+    raise UserError(f"run {found.run} has no results yet", hint="launch its job again to finish it")
+
+
+def job_bytes(job: object) -> bytes:
+    """A job as the store keeps it: YAML, every default spelt out."""
+    import yaml
+    from pydantic import BaseModel
+
+    if not isinstance(job, BaseModel):
+        raise UserError("not a job")
+    text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text.encode()
+
+
+def _same_job(store: Store, run: str, wanted: bytes) -> bool:
+    key = f"runs/{run}/job.yaml"
+    try:
+        return store.size(key) == len(wanted) and store.read(key) == wanted
+    except StoreError:
+        return False
+
+
+def _last_sign_of_life(store: Store, run: str) -> str:
+    return max((info.key.rsplit("/", 1)[1] for info in store.list(f"runs/{run}/life/")), default="")

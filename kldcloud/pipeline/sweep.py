@@ -1,0 +1,297 @@
+"""A sweep from a validated job to a reported run: the order of things, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kldcloud.clusters.local_ray import RayActors, local_ray
+from kldcloud.corpus.chunks import Shard, shard_size
+from kldcloud.errors import EngineError, KldcloudError
+from kldcloud.pipeline.dispatch import Dispatch, Failure
+from kldcloud.pipeline.plan import SweepPlan, llama_options, make_plan, run_shards
+from kldcloud.pipeline.prepare import KldBase, ModelFile, PreparedSweep, prepare
+from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.reduce import group_name, reduce_run
+from kldcloud.pipeline.runs import job_bytes
+from kldcloud.pipeline.stage_base import import_kld
+from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, StageTask, Task
+from kldcloud.pipeline.workers import WorkerLayout, worker_layout
+from kldcloud.report.render import render
+from kldcloud.report.summary_file import Summary, parse_summary
+from kldcloud.spec.cluster import ClusterSpec
+from kldcloud.spec.job import SweepJob
+from kldcloud.staging.head import read_head
+from kldcloud.staging.stage import (
+    StageIdentity,
+    canonical_json,
+    finish_stage,
+    is_complete,
+    load_json,
+    stage_shards,
+    tokens_bytes,
+)
+from kldcloud.store.base import Store
+
+HIDDEN_LIMIT = 1e-6
+"""Nats: a base whose rebuilt logits are further than this from the engine's is staged as codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOutcome:
+    """A finished sweep.
+
+    Attributes:
+        run: its id.
+        summary: checked content of summary.json.
+        failures: groups that were given up, by name.
+        seconds: wall-clock of this launch.
+    """
+
+    run: str
+    summary: Summary
+    failures: Mapping[str, Failure]
+    seconds: float
+
+
+def run_sweep(
+    job: SweepJob, cluster: ClusterSpec, store: Store, progress: Progress
+) -> SweepOutcome:
+    """Run a sweep, or what is left of it; the same job and store always end in the same bytes.
+
+    Raises:
+        KldcloudError: one line that says what, where and the next step.
+    """
+    started = time.monotonic()
+    prepared = prepare(job, progress)
+    layout = worker_layout(
+        cluster, job.engine, _largest_model(prepared), sum(c.count for c in prepared.corpora)
+    )
+    options = llama_options(cluster.engine_for(job.engine), layout.threads)
+    session = _Session(store, progress, layout)
+    plan = make_plan(
+        prepared, options, remote=store.uri.startswith("s3:"), force_logits=None
+    )
+    refused = _refusal_on_record(store, plan)
+    if refused is not None:
+        plan = make_plan(prepared, options, remote=False, force_logits=refused)
+    if (found := _finished(store, plan)) is not None:
+        progress.note(f"run {plan.run} is complete already")
+        return SweepOutcome(plan.run, found, {}, time.monotonic() - started)
+    with session:
+        plan = session.stage(plan)
+        _note_plan(store, plan)
+        shards, failures = session.measure(plan)
+    with_failures = {name: failures[name] for name in sorted(failures)}
+    summary_bytes = reduce_run(store, plan, shards, with_failures)
+    summary = parse_summary(summary_bytes)
+    _publish(store, plan, summary, summary_bytes, partial=bool(failures))
+    seconds = time.monotonic() - started
+    _note_life(store, plan, layout, seconds)
+    return SweepOutcome(plan.run, summary, with_failures, seconds)
+
+
+def _largest_model(prepared: PreparedSweep) -> int:
+    models = [*prepared.candidates]
+    if isinstance(prepared.base, ModelFile):
+        models.append(prepared.base)
+    return max(model.header.file_bytes for model in models)
+
+
+class _Session:
+    """Workers for one launch, started when first needed and ended with the block."""
+
+    def __init__(self, store: Store, progress: Progress, layout: WorkerLayout) -> None:
+        self._store = store
+        self._progress = progress
+        self._layout = layout
+        self._actors: RayActors | None = None
+        self._ray = local_ray(layout.workers)
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._actors is not None:
+            self._actors = None
+            self._ray.__exit__(None, None, None)
+
+    def stage(self, plan: SweepPlan) -> SweepPlan:
+        """Make every base stage whole; returns the plan, changed if hidden states were refused."""
+        base = plan.prepared.base
+        if isinstance(base, KldBase):
+            corpus = plan.prepared.corpora[0]
+            import_kld(self._store, base, corpus, plan.stages[0], self._progress)
+            return plan
+        if plan.choice.encoding == "hidden" and not all(
+            is_complete(self._store, identity) for identity in plan.stages
+        ):
+            reason = self._why_not_hidden(plan, base)
+            if reason is not None:
+                self._progress.warn(f"staging logits instead of hidden states: {reason}")
+                self._store.write_new(
+                    f"{plan.stages[0].prefix}/refused.json", canonical_json({"reason": reason})
+                )
+                plan = make_plan(plan.prepared, plan.options, remote=False, force_logits=reason)
+        for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True):
+            if is_complete(self._store, identity):
+                self._progress.note(f"base stage for {corpus.name} is there already")
+                continue
+            engine = EngineRef(base.path, identity.context, plan.options)
+            proposed = plan.prepared.job.shard_chunks or shard_size(
+                corpus.count, self._layout.workers
+            )
+            shards = stage_shards(self._store, identity, proposed)
+            tasks: list[Task] = [
+                StageTask(
+                    group=f"base {base.name} on {corpus.name}",
+                    key=identity.shard_key(shard),
+                    shard=shard,
+                    engine=engine,
+                    identity=identity,
+                    tokens=tokens_bytes(corpus.chunks[shard.first : shard.first + shard.count]),
+                )
+                for shard in shards
+            ]
+            failures = self._run(f"staging {base.name}", tasks, identity.prefix)
+            for failure in failures.values():
+                raise EngineError(f"{failure.group}: {failure.key}: {failure.cause}")
+            head = None
+            if identity.encoding == "hidden":
+                head = read_head(base.path, base.header)
+            finish_stage(self._store, identity, shards, corpus.chunks, head)
+        return plan
+
+    def measure(
+        self, plan: SweepPlan
+    ) -> tuple[dict[str, Sequence[Shard]], Mapping[str, Failure]]:
+        """Measure every candidate on every corpus; failures come back, they do not raise."""
+        prepared = plan.prepared
+        shards: dict[str, Sequence[Shard]] = {
+            corpus.name: run_shards(self._store, plan, corpus, self._layout.workers)
+            for corpus in prepared.corpora
+        }
+        tasks: list[Task] = [
+            MeasureTask(
+                group=group_name(candidate.name, corpus.name),
+                key=plan.partial_key(candidate.name, corpus.name, shard),
+                shard=shard,
+                engine=EngineRef(candidate.path, identity.context, plan.options),
+                stage=identity.key,
+                run=plan.run,
+                candidate=candidate.name,
+                corpus=corpus.name,
+                llama_compat=plan.llama_compat,
+            )
+            for candidate in prepared.candidates
+            for corpus, identity in zip(prepared.corpora, plan.stages, strict=True)
+            for shard in shards[corpus.name]
+        ]
+        return shards, self._run("measuring", tasks, f"{plan.prefix}/partials")
+
+    def _run(
+        self, label: str, tasks: Sequence[Task], prefix: str
+    ) -> Mapping[str, Failure]:
+        """Run the tasks whose objects are not there yet."""
+        there = {info.key for info in self._store.list(f"{prefix}/")}
+        todo = [task for task in tasks if task.key not in there]
+        chunks = sum(task.shard.count for task in tasks)
+        done = chunks - sum(task.shard.count for task in todo)
+        if done:
+            self._progress.note(f"{label}: {done} of {chunks} chunks are done already")
+        if not todo:
+            return {}
+        actors = self._workers()
+        with self._progress.bar(label, chunks, done) as bar:
+            dispatch = Dispatch(
+                actors,
+                self._layout.workers,
+                lambda key: self._store.size(key) is not None,
+                lambda task: bar.advance(task.shard.count),
+            )
+            return dispatch.run(todo)
+
+    def _workers(self) -> RayActors:
+        if self._actors is None:
+            layout = self._layout
+            self._ray.__enter__()
+            self._actors = RayActors(
+                layout.workers, layout.threads, self._store.uri, layout.memory
+            )
+        return self._actors
+
+    def _why_not_hidden(self, plan: SweepPlan, base: ModelFile) -> str | None:
+        """Compare rebuilt logits with the engine's on the first chunk, before anything is staged."""
+        identity, corpus = plan.stages[0], plan.prepared.corpora[0]
+        engine = EngineRef(base.path, identity.context, plan.options)
+        found = self._workers().call(
+            0, "hidden_error", engine, identity, tokens_bytes(corpus.chunks[:1])
+        )
+        if isinstance(found, Reply):
+            return str(found.error)
+        if found <= HIDDEN_LIMIT:
+            return None
+        return f"rebuilt logits are {found:.2g} nats from the engine's, over {HIDDEN_LIMIT:.0e}"
+
+
+def _note_plan(store: Store, plan: SweepPlan) -> None:
+    """Leave what a run is made of beside it, for people and for `report` and `export-kld`."""
+    stages = [
+        [corpus.name, identity.key]
+        for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True)
+    ]
+    facts = {"run": plan.run, "encoding": plan.choice.encoding, "stages": stages}
+    store.write_new(f"{plan.prefix}/plan.json", canonical_json(facts))
+    store.write_new(f"{plan.prefix}/job.yaml", job_bytes(plan.prepared.job))
+
+
+def _refusal_on_record(store: Store, plan: SweepPlan) -> str | None:
+    """Why an earlier launch found hidden states unfit for this base, if one did."""
+    if plan.choice.encoding != "hidden":
+        return None
+    key = f"{plan.stages[0].prefix}/refused.json"
+    if store.size(key) is None:
+        return None
+    return str(load_json(store, key).get("reason"))
+
+
+def _finished(store: Store, plan: SweepPlan) -> Summary | None:
+    key = f"{plan.prefix}/summary.json"
+    if store.size(key) is None:
+        return None
+    return parse_summary(store.read(key, limit=1 << 26))
+
+
+def _publish(
+    store: Store, plan: SweepPlan, summary: Summary, data: bytes, *, partial: bool
+) -> None:
+    """Write the reports; summary.json last, and only if nothing is missing from it."""
+    prefix = plan.prefix
+    store.write(f"{prefix}/report.md", render(summary, "md").encode())
+    store.write(f"{prefix}/report.csv", render(summary, "csv").encode())
+    if partial:
+        store.write(f"{prefix}/summary-partial.json", data)
+        return
+    if not store.write_new(f"{prefix}/summary.json", data):
+        stored = store.read(f"{prefix}/summary.json", limit=1 << 26)
+        if stored != data:
+            raise KldcloudError(
+                f"{prefix}/summary.json is there already and differs from this result",
+                hint="keep both stores and report this: it must never happen",
+            )
+
+
+def _note_life(store: Store, plan: SweepPlan, layout: WorkerLayout, seconds: float) -> None:
+    """Wall clock and hosts: worth keeping, never part of the summary."""
+    life = {
+        "host": socket.gethostname(),
+        "cores": os.cpu_count(),
+        "workers": layout.workers,
+        "threads": layout.threads,
+        "seconds": round(seconds, 3),
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    store.write(f"{plan.prefix}/life/{time.time_ns()}.json", canonical_json(life))

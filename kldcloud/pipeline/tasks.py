@@ -1,0 +1,74 @@
+"""What the driver sends to workers, and what comes back: small, typed, and no numbers.
+
+A worker commits its result to the store before it replies; the reply only says that it is worth
+looking there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kldcloud.corpus.chunks import Shard
+from kldcloud.errors import KldcloudError
+from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.staging.stage import StageIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRef:
+    """A model to be loaded for chunks of one length."""
+
+    path: Path
+    context: int
+    options: LlamaOptions
+
+
+@dataclass(frozen=True, slots=True)
+class StageTask:
+    """Stage one shard of the base.
+
+    Attributes:
+        group: whose failure this is part of.
+        key: the object that this task commits.
+        tokens: the shard's chunks, int32 bytes [count, n_ctx].
+    """
+
+    group: str
+    key: str
+    shard: Shard
+    engine: EngineRef
+    identity: StageIdentity
+    tokens: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureTask:
+    """Measure one candidate on one shard.
+
+    Attributes:
+        group: whose failure this is part of.
+        key: the object that this task commits.
+        stage: key of the base stage.
+    """
+
+    group: str
+    key: str
+    shard: Shard
+    engine: EngineRef
+    stage: str
+    run: str
+    candidate: str
+    corpus: str
+    llama_compat: bool
+
+
+Task = StageTask | MeasureTask
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A task's end: committed, or the error that prevented it."""
+
+    key: str
+    error: KldcloudError | None = None

@@ -1,0 +1,157 @@
+"""The worker: one process that holds one loaded model and turns shards into committed objects."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+
+import numpy as np
+
+from kldcloud.corpus.chunks import ChunkShape, Tokens
+from kldcloud.divergence.kernel import TokenStatistics, token_statistics
+from kldcloud.divergence.partial import Partial, PartialIdentity
+from kldcloud.divergence.records import TokenRecords, concatenate
+from kldcloud.errors import EngineError, FormatError, KldcloudError
+from kldcloud.models.gguf_header import read_gguf_header
+from kldcloud.models.llama_engine import LlamaEngine
+from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, StageTask, Task
+from kldcloud.staging.encodings import Encoding
+from kldcloud.staging.head import read_head
+from kldcloud.staging.stage import StageIdentity, StageReader, make_encoding, write_shard
+from kldcloud.store import open_store
+
+
+class SweepWorker:
+    """Runs tasks one at a time; keeps the model, the stage and their buffers between them.
+
+    Args:
+        store: the store's URI.
+        threads: CPU threads for the engine, the kernel and rebuilds.
+        memory: bytes of private memory that this process may take; None for no bound.
+    """
+
+    def __init__(self, store: str, threads: int, memory: int | None = None) -> None:
+        if memory is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        self._store = open_store(store)
+        self._threads = threads
+        self._engine: tuple[EngineRef, LlamaEngine] | None = None
+        self._encoding: tuple[StageIdentity, Encoding] | None = None
+        self._stage: tuple[str, StageReader, Tokens] | None = None
+
+    def ping(self) -> int:
+        """This process's id: proof that it answers."""
+        import os
+
+        return os.getpid()
+
+    def run(self, task: Task) -> Reply:
+        """Do a task and commit its object. Failures that people can read come back as a reply."""
+        try:
+            if isinstance(task, StageTask):
+                self._run_stage(task)
+            else:
+                self._run_measure(task)
+        except KldcloudError as error:
+            return Reply(task.key, error)
+        except MemoryError:
+            error = EngineError("out of memory", hint="use fewer workers or a smaller context")
+            return Reply(task.key, error)
+        return Reply(task.key)
+
+    def hidden_error(self, ref: EngineRef, identity: StageIdentity, chunk: bytes) -> float | Reply:
+        """Mean KLD in nats between the engine's logits of a chunk and those rebuilt from states."""
+        try:
+            tokens = np.frombuffer(chunk, "<i4")
+            next_tokens = ChunkShape(identity.context).next_tokens(tokens)
+            encoding = self._encoding_for(ref, identity)
+            output = self._engine_for(ref).evaluate(tokens, hidden=True)
+            base = encoding.decode(encoding.encode(output, next_tokens))
+            statistics = token_statistics(
+                base, output.logits, next_tokens, threads=self._threads, llama_compat=False
+            )
+            return float(statistics.kld.mean())
+        except KldcloudError as error:
+            return Reply("", error)
+
+    def _run_stage(self, task: StageTask) -> None:
+        identity = task.identity
+        chunks = np.frombuffer(task.tokens, "<i4").reshape(task.shard.count, identity.context)
+        encoding = self._encoding_for(task.engine, identity)
+        engine = self._engine_for(task.engine)
+        shape = ChunkShape(identity.context)
+        frames = [
+            encoding.encode(
+                engine.evaluate(chunk, hidden=encoding.needs_hidden), shape.next_tokens(chunk)
+            )
+            for chunk in chunks
+        ]
+        write_shard(self._store, identity, task.shard, frames)
+
+    def _run_measure(self, task: MeasureTask) -> None:
+        reader, tokens = self._stage_for(task.stage)
+        engine = self._engine_for(task.engine)
+        if engine.vocabulary.size != reader.identity.vocabulary:
+            raise FormatError(
+                f"{task.candidate} has a vocabulary of {engine.vocabulary.size}, "
+                f"the base {reader.identity.vocabulary}",
+                hint="only models with the base's tokenizer can be compared with it",
+            )
+        shape = ChunkShape(reader.identity.context)
+        parts = []
+        for chunk in task.shard.chunks:
+            next_tokens = shape.next_tokens(tokens[chunk])
+            logits = engine.evaluate(tokens[chunk]).logits
+            statistics = token_statistics(
+                reader.encoding.decode(reader.frame(chunk)),
+                logits,
+                next_tokens,
+                threads=self._threads,
+                llama_compat=task.llama_compat,
+            )
+            parts.append(_records(statistics, chunk, shape, next_tokens))
+        identity = PartialIdentity(
+            task.run, task.candidate, task.corpus, task.shard.first, task.shard.count
+        )
+        partial = Partial.from_records(concatenate(parts), identity=identity)
+        self._store.write_new(task.key, partial.to_bytes())
+
+    def _engine_for(self, ref: EngineRef) -> LlamaEngine:
+        if self._engine is None or self._engine[0] != ref:
+            if self._engine is not None:
+                # Free the old model first: two never fit where one just does.
+                self._engine[1].close()
+                self._engine = None
+            self._engine = (ref, LlamaEngine(ref.path, ref.context, ref.options))
+        return self._engine[1]
+
+    def _encoding_for(self, ref: EngineRef, identity: StageIdentity) -> Encoding:
+        if self._encoding is None or self._encoding[0] != identity:
+            head = None
+            if identity.encoding == "hidden":
+                head = read_head(ref.path, read_gguf_header(ref.path))
+            self._encoding = (identity, make_encoding(identity, head, threads=self._threads))
+        return self._encoding[1]
+
+    def _stage_for(self, key: str) -> tuple[StageReader, Tokens]:
+        if self._stage is None or self._stage[0] != key:
+            self._stage = None
+            reader = StageReader(self._store, key, threads=self._threads)
+            self._stage = (key, reader, reader.tokens())
+        return self._stage[1], self._stage[2]
+
+
+def _records(
+    statistics: TokenStatistics, chunk: int, shape: ChunkShape, next_tokens: Tokens
+) -> TokenRecords:
+    columns: Mapping[str, object] = {
+        name: getattr(statistics, name) for name in TokenStatistics.__slots__
+    }
+    return TokenRecords(
+        chunk=np.full(shape.rows, chunk, np.int32),
+        position=shape.positions(),
+        token=next_tokens,
+        **columns,  # type: ignore[arg-type]  # the same names, one type each
+    )
+
+
