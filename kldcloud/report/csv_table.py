@@ -1,0 +1,124 @@
+"""report.csv: one row a candidate and corpus, every statistic in full precision."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import get_args, get_origin
+
+from pydantic import BaseModel
+
+from kldcloud.report.escaping import csv_text
+from kldcloud.report.summary_shape import Estimate, Result, Summary
+from kldcloud.report.table import CorpusTable, TableRow, corpus_tables
+
+Cell = str | int | float | None
+
+
+def render_csv(summary: Summary) -> str:
+    """Write a run's statistics as CSV for a spreadsheet or a data frame.
+
+    Headings are lower-case words joined by underscores (`kld_p99_9`). An estimate fills five
+    columns: its value, then `_error_naive`, `_error` (cluster-robust), `_low95` and `_high95`; a
+    number of llama.cpp's block fills two, its value and `_error`. Units are those of summary.json
+    (nats, fractions of one). An empty cell is a number that does not exist.
+
+    Returns:
+        A heading line and one line a candidate and corpus, each ended by a newline.
+    """
+    results = {(found.candidate, found.corpus): found.result for found in summary.results}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    headings = [*_identity_headings(), *(heading for heading, _ in _flattened(Result, None, ""))]
+    writer.writerow(headings)
+    for table in corpus_tables(summary):
+        for at, row in enumerate(table.rows):
+            result = results.get((row.candidate, table.corpus.name))
+            statistics = (cell for _, cell in _flattened(Result, result, ""))
+            cells = [*_identity(summary, table, at, row), *statistics]
+            writer.writerow(csv_text(cell) if isinstance(cell, str) else cell for cell in cells)
+    return out.getvalue()
+
+
+def _identity_headings() -> tuple[str, ...]:
+    return (
+        "run",
+        "corpus",
+        "corpus_sha256",
+        "context",
+        "candidate",
+        "file",
+        "sha256",
+        "bytes",
+        "parameters",
+        "bits_per_weight",
+        "base",
+        "base_sha256",
+        "engine",
+        "engine_version",
+        "engine_backend",
+        "kldcloud",
+        "status",
+        "failure",
+    )
+
+
+def _identity(summary: Summary, table: CorpusTable, at: int, row: TableRow) -> tuple[Cell, ...]:
+    candidate = summary.candidates[at]
+    return (
+        summary.run,
+        table.corpus.name,
+        table.corpus.sha256,
+        table.corpus.context,
+        row.candidate,
+        row.file,
+        candidate.sha256,
+        candidate.bytes,
+        candidate.parameters,
+        candidate.bits_per_weight,
+        summary.base.name,
+        summary.base.sha256,
+        summary.engine.get("name"),
+        summary.engine.get("version"),
+        summary.engine.get("backend"),
+        summary.kldcloud,
+        row.status,
+        row.failure,
+    )
+
+
+def _flattened(
+    kind: type[BaseModel], part: BaseModel | None, prefix: str
+) -> Iterator[tuple[str, Cell]]:
+    # The declared shape gives the headings, so a failed row has as many cells as the others.
+    for name, field in kind.model_fields.items():
+        heading = f"{prefix}{name}"
+        value = None if part is None else getattr(part, name)
+        inner = _model_in(field.annotation)
+        if inner is Estimate:
+            yield from _estimate(heading, value)
+        elif inner:
+            yield from _flattened(inner, value, f"{heading}_")
+        elif get_origin(field.annotation) is tuple:
+            number, error = value or (None, None)
+            yield heading, number
+            yield f"{heading}_error", error
+        else:
+            yield heading, value
+
+
+def _estimate(heading: str, estimate: Estimate | None) -> Iterator[tuple[str, Cell]]:
+    low, high = (estimate.interval95 if estimate else None) or (None, None)
+    yield heading, estimate.value if estimate else None
+    yield f"{heading}_error_naive", estimate.error_naive if estimate else None
+    yield f"{heading}_error", estimate.error if estimate else None
+    yield f"{heading}_low95", low
+    yield f"{heading}_high95", high
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

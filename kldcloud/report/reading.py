@@ -1,0 +1,49 @@
+"""The sentences that tell people how to read the table, the same in every rendering."""
+
+from __future__ import annotations
+
+from kldcloud.report.summary_shape import Summary
+from kldcloud.report.table import CorpusTable
+
+
+def how_to_read(summary: Summary, *, naive_error: bool = True) -> str:
+    """One line: the unit, which KLD is which, and what each ± means.
+
+    Args:
+        summary: the run.
+        naive_error: whether the table shows the ± of llama.cpp's KLD.
+    """
+    results = [measured.result for measured in summary.results if measured.result]
+    sentences = ["KLD in nats a token against the base, exact; lower is better."]
+    llama = any(result.llama for result in results)
+    if llama:
+        sentences.append("Beside it, what llama.cpp prints (clamped at 16 nats).")
+    if llama and naive_error:
+        sentences.append(
+            "There ± takes tokens as independent; elsewhere it is one standard error,"
+            " cluster-robust by chunk."
+        )
+    else:
+        sentences.append("± is one standard error, cluster-robust by chunk.")
+    if any(result.kld.mean.error is None for result in results):
+        sentences.append("No ± where too few chunks give no error.")
+    if any(result.kld.quantiles == "histogram" for result in results):
+        sentences.append("Quantiles come from a histogram, to 0.1 %.")
+    return " ".join(sentences)
+
+
+def progress_note(summary: Summary) -> str | None:
+    """How much of a partial run stands in the table; None for a complete one."""
+    if summary.status == "complete":
+        return None
+    done = sum(measured.status == "complete" for measured in summary.results)
+    wanted = len(summary.candidates) * len(summary.corpora)
+    return f"Partial run: {done} of {wanted} measurements are complete."
+
+
+def corpus_note(table: CorpusTable) -> str:
+    """A corpus's size as people quote it: chunks, context, scored positions."""
+    corpus = table.corpus
+    return (
+        f"{corpus.chunks:,} chunks of {corpus.context:,} tokens, {corpus.scored:,} scored positions"
+    )

@@ -1,0 +1,82 @@
+"""How many digits of a number people should see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+MISSING: Final = "-"
+KLD_DECIMALS: Final = 6  # what llama.cpp prints, so that columns compare by eye
+_WIDEST_PLAIN: Final = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A value and its standard error, in the value's unit; None where there is no number."""
+
+    value: float | None
+    error: float | None
+
+    def scaled(self, factor: float) -> Measured:
+        """The same measurement in another unit, such as per cent for a share."""
+        return Measured(
+            value=None if self.value is None else self.value * factor,
+            error=None if self.error is None else self.error * factor,
+        )
+
+
+def kld_figure(value: float | None) -> str:
+    """A KL divergence in nats with llama.cpp's six decimals; tiny ones keep two digits."""
+    if value is None:
+        return MISSING
+    shown = _fixed(value, KLD_DECIMALS)
+    return f"{value:.1e}" if value and not float(shown) else shown
+
+
+def kld_with_error(measured: Measured) -> str:
+    """A KL divergence and its standard error, both as `kld_figure` writes them."""
+    return _joined(kld_figure(measured.value), kld_figure(measured.error))
+
+
+def rounded_to_error(measured: Measured, *, most: int, without_error: int) -> str:
+    """Show a value to the second digit of its standard error, and the error beside it.
+
+    Args:
+        measured: the value and its error.
+        most: never more decimals than this.
+        without_error: decimals where the error is unknown or zero.
+    """
+    if measured.value is None:
+        return MISSING
+    decimals = without_error
+    if measured.error:
+        decimals = min(max(1 - _exponent(measured.error), 0), most)
+    error_text = MISSING if measured.error is None else _fixed(measured.error, decimals)
+    return _joined(_fixed(measured.value, decimals), error_text)
+
+
+def gib_figure(gib: float | None) -> str:
+    """A size in GiB: two decimals, three below one."""
+    if gib is None:
+        return MISSING
+    return _fixed(gib, 2 if gib >= 1 else 3)
+
+
+def bits_figure(bits_per_weight: float | None) -> str:
+    return MISSING if bits_per_weight is None else _fixed(bits_per_weight, 2)
+
+
+def _joined(value_text: str, error_text: str) -> str:
+    # One chunk has no error between chunks: the value then stands alone.
+    if MISSING in (value_text, error_text):
+        return value_text
+    return f"{value_text} \N{PLUS-MINUS SIGN} {error_text}"
+
+
+def _exponent(number: float) -> int:
+    # Through the two-digit text, because 0.0996 rounds up to 0.10.
+    return int(f"{abs(number):.1e}".partition("e")[2])
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if abs(value) < _WIDEST_PLAIN else f"{value:.3e}"

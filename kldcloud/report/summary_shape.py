@@ -1,0 +1,177 @@
+"""The shape of a run's summary, as frozen models that refuse what they do not know.
+
+Units: KL divergence and entropy in nats, probabilities and shares as fractions of one, sizes in
+bytes. Any number may be null: a statistic that does not exist (the error of one chunk) or is not
+finite, since JSON has no NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = float | None
+QuantileSource = Literal["exact", "histogram"]
+# JSON has lists alone, so a tuple is the one type that is not taken strictly.
+ValueAndError = Annotated[tuple[Number, Number], Field(strict=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Estimate(_Part):
+    """A value, llama.cpp's error (tokens independent), the cluster-robust one, a 95 % interval."""
+
+    value: Number
+    error_naive: Number
+    error: Number
+    interval95: ValueAndError | None
+
+
+class KldQuantiles(_Part):
+    minimum: Number
+    p0_1: Number = Field(alias="p0.1")
+    p1: Number
+    p5: Number
+    p10: Number
+    median: Number
+    p90: Number
+    p95: Number
+    p99: Number
+    p99_9: Number = Field(alias="p99.9")
+    maximum: Number
+
+
+class ChangeQuantiles(_Part):
+    minimum: Number
+    p0_1: Number = Field(alias="p0.1")
+    p1: Number
+    p5: Number
+    p10: Number
+    p25: Number
+    median: Number
+    p75: Number
+    p90: Number
+    p95: Number
+    p99: Number
+    p99_9: Number = Field(alias="p99.9")
+    maximum: Number
+
+
+class MeanOnly(_Part):
+    mean: Estimate
+
+
+# The last base class declares the first keys of the file.
+class Divergence(KldQuantiles, MeanOnly):
+    quantiles: QuantileSource
+
+
+class Perplexity(_Part):
+    candidate: Estimate
+    base: Estimate
+    ratio: Estimate
+    log_ratio: Estimate
+    difference: Estimate
+    correlation: Number
+
+
+class MeanAndRms(MeanOnly):
+    rms: Estimate
+
+
+class ProbabilityChange(ChangeQuantiles, MeanAndRms):
+    quantiles: QuantileSource
+
+
+class LlamaBlock(_Part):
+    """The numbers that `llama-perplexity --kl-divergence` prints, each with its naive error."""
+
+    ppl_q: ValueAndError
+    ppl_base: ValueAndError
+    ln_ppl_correlation: Number
+    ln_ppl_ratio: ValueAndError
+    ppl_ratio: ValueAndError
+    ppl_difference: ValueAndError
+    kld_mean: ValueAndError
+    kld: KldQuantiles
+    dp_mean: ValueAndError
+    dp: ChangeQuantiles
+    dp_rms: ValueAndError
+    same_top: ValueAndError
+
+
+class Result(_Part):
+    """What one candidate scored on one corpus; `tokens` counts scored positions."""
+
+    chunks: Count
+    tokens: Count
+    kld: Divergence
+    reverse_kld: MeanOnly
+    entropy_base: MeanOnly
+    perplexity: Perplexity
+    probability_change: ProbabilityChange
+    same_top: Estimate
+    llama: LlamaBlock | None
+
+
+class Measurement(_Part):
+    candidate: Name
+    corpus: Name
+    status: Literal["complete", "failed"]
+    error: str | None
+    result: Result | None
+
+
+class Base(_Part):
+    name: Name
+    sha256: str | None
+    bytes: Count | None
+    parameters: Count | None
+    bits_per_weight: Number
+
+
+class Candidate(_Part):
+    name: Name
+    file: str | None
+    sha256: str | None
+    bytes: Count | None
+    parameters: Count | None
+    bits_per_weight: Number
+
+
+class Corpus(_Part):
+    name: Name
+    sha256: str | None
+    tokens: Count
+    context: Count
+    chunks: Count
+    scored: Count
+
+
+class Summary(_Part):
+    """One run: what was measured, with what, and every result.
+
+    A list stops at its first bad element: a hostile one costs one error, not one an element.
+    """
+
+    schema_id: Literal["kldcloud.summary/1"] = Field(alias="schema")
+    run: Name
+    name: Name
+    status: Literal["complete", "partial"]
+    kldcloud: str
+    engine: dict[str, str]
+    encoding: str
+    llama_compat: bool
+    base: Base
+    corpora: Annotated[tuple[Corpus, ...], Field(strict=False), FailFast()]
+    candidates: Annotated[tuple[Candidate, ...], Field(strict=False), FailFast()]
+    results: Annotated[tuple[Measurement, ...], Field(strict=False), FailFast()]
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The summary as plain JSON values, keys in declared order."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)

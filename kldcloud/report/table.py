@@ -1,0 +1,158 @@
+"""The published table: one row a candidate and corpus, the same numbers in every rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final, Literal
+
+from kldcloud.report.rounding import (
+    MISSING,
+    Measured,
+    bits_figure,
+    gib_figure,
+    kld_figure,
+    kld_with_error,
+    rounded_to_error,
+)
+from kldcloud.report.summary_shape import Candidate, Corpus, Estimate, Measurement, Summary
+
+GIB: Final = 2**30
+
+RowStatus = Literal["complete", "failed", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One candidate on one corpus; a row that is not complete has no statistics.
+
+    KL divergences are in nats, shares and probability changes in per cent. Errors are standard
+    errors, cluster-robust by chunk, except that of `llama_kld_mean`, which treats tokens as
+    independent, as llama.cpp does.
+    """
+
+    candidate: str
+    file: str | None
+    status: RowStatus
+    failure: str | None
+    gib: float | None
+    bits_per_weight: float | None
+    kld_mean: Measured
+    llama_kld_mean: Measured
+    kld_median: float | None
+    kld_p99: float | None
+    kld_p99_9: float | None
+    kld_maximum: float | None
+    same_top: Measured
+    rms_change: Measured
+    ppl_ratio: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusTable:
+    """Every candidate of the run on one corpus, in the order in which the job names them."""
+
+    corpus: Corpus
+    rows: tuple[TableRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A published column: its heading and how a row's cell reads."""
+
+    key: str
+    heading: str
+    cell: Callable[[TableRow], str]
+
+
+# The candidate's name comes before these; each renderer escapes it in its own way.
+COLUMNS: Final = (
+    Column("size", "GiB", lambda row: gib_figure(row.gib)),
+    Column("bits", "bpw", lambda row: bits_figure(row.bits_per_weight)),
+    Column("kld", "mean KLD", lambda row: kld_with_error(row.kld_mean)),
+    Column("llama_kld", "llama.cpp's mean KLD", lambda row: kld_with_error(row.llama_kld_mean)),
+    Column("median", "median", lambda row: kld_figure(row.kld_median)),
+    Column("p99", "99 %", lambda row: kld_figure(row.kld_p99)),
+    Column("p99_9", "99.9 %", lambda row: kld_figure(row.kld_p99_9)),
+    Column("maximum", "max", lambda row: kld_figure(row.kld_maximum)),
+    Column("same_top", "same top %", lambda row: _percent(row.same_top)),
+    Column("rms_change", "RMS Δp %", lambda row: _percent(row.rms_change)),
+    Column(
+        "ppl_ratio",
+        "PPL ratio",
+        lambda row: rounded_to_error(row.ppl_ratio, most=6, without_error=4),
+    ),
+)
+
+
+def corpus_tables(summary: Summary) -> tuple[CorpusTable, ...]:
+    """Arrange a summary as one table a corpus.
+
+    A pair that the summary does not hold yet (a partial run) becomes a row of status `missing`.
+    """
+    found = {(result.candidate, result.corpus): result for result in summary.results}
+    return tuple(
+        CorpusTable(
+            corpus=corpus,
+            rows=tuple(
+                table_row(candidate, found.get((candidate.name, corpus.name)))
+                for candidate in summary.candidates
+            ),
+        )
+        for corpus in summary.corpora
+    )
+
+
+def table_row(candidate: Candidate, measurement: Measurement | None) -> TableRow:
+    """The row of one candidate, from its measurement on one corpus or from the lack of one."""
+    result = measurement.result if measurement else None
+    llama = result.llama if result else None
+    status: RowStatus = "missing"
+    failure = None
+    if measurement:
+        status = measurement.status
+        if status == "failed":
+            failure = measurement.error or "no cause recorded"
+    return TableRow(
+        candidate=candidate.name,
+        # Where the file lay is nobody's business once the table is published.
+        file=PurePosixPath(candidate.file).name if candidate.file else None,
+        status=status,
+        failure=failure,
+        gib=None if candidate.bytes is None else candidate.bytes / GIB,
+        bits_per_weight=candidate.bits_per_weight,
+        kld_mean=_measured(result.kld.mean if result else None),
+        llama_kld_mean=Measured(*llama.kld_mean) if llama else Measured(None, None),
+        kld_median=result.kld.median if result else None,
+        kld_p99=result.kld.p99 if result else None,
+        kld_p99_9=result.kld.p99_9 if result else None,
+        kld_maximum=result.kld.maximum if result else None,
+        same_top=_measured(result.same_top if result else None).scaled(100),
+        rms_change=_measured(result.probability_change.rms if result else None).scaled(100),
+        ppl_ratio=_measured(result.perplexity.ratio if result else None),
+    )
+
+
+def shown_columns(rows: tuple[TableRow, ...]) -> tuple[Column, ...]:
+    """The columns that have something to show: without llama.cpp's statistics, not its column."""
+    return tuple(
+        column
+        for column in COLUMNS
+        if column.key != "llama_kld" or any(column.cell(row) != MISSING for row in rows)
+    )
+
+
+def outcome(row: TableRow) -> str | None:
+    """What stands in a row instead of its mean KLD, or None where it was measured."""
+    return {"complete": None, "failed": "failed", "missing": "not measured yet"}[row.status]
+
+
+def _measured(estimate: Estimate | None) -> Measured:
+    if estimate is None:
+        return Measured(None, None)
+    return Measured(value=estimate.value, error=estimate.error)
+
+
+def _percent(measured: Measured) -> str:
+    return rounded_to_error(measured, most=4, without_error=2)

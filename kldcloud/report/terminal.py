@@ -1,0 +1,160 @@
+"""The table that a person sees when a run ends, fitted to the width of the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Final
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from kldcloud.report.escaping import printable
+from kldcloud.report.reading import corpus_note, how_to_read, progress_note
+from kldcloud.report.rounding import kld_figure
+from kldcloud.report.summary_shape import Summary
+from kldcloud.report.table import (
+    Column,
+    CorpusTable,
+    TableRow,
+    corpus_tables,
+    outcome,
+    shown_columns,
+)
+
+# Who goes first when the terminal is narrow; the name and the exact mean always stay.
+_DROP_ORDER: Final = (
+    "rms_change",
+    "maximum",
+    "median",
+    "bits",
+    "p99",
+    "llama_kld",
+    "size",
+    "ppl_ratio",
+    "same_top",
+    "p99_9",
+)
+# Beside the exact mean the heading can be short, and the naive error is in report.md.
+_LLAMA_COLUMN: Final = Column(
+    "llama_kld", "llama.cpp's", lambda row: kld_figure(row.llama_kld_mean.value)
+)
+_PIPED_WIDTH: Final = 120  # a pipe has no width of its own
+_PROSE_WIDTH: Final = 100
+_NAME_SHOWN: Final = 48
+_NAME_LEAST: Final = 12
+_CAUSE_SHOWN: Final = 400
+_GAP: Final = "  "
+_STYLES: Final = {"heading": "dim", "complete": "", "failed": "red", "missing": "dim"}
+_ASCII: Final = str.maketrans({"±": "+-", "Δ": "d", "─": "-"})
+
+
+def print_table(summary: Summary, console: Console) -> None:
+    """Print one table a corpus, then failures and how to read it.
+
+    Columns that do not fit are left out and named below the table. A pipe gets plain text: no
+    colours, no rules, and ASCII alone where the output's encoding cannot carry more.
+
+    Args:
+        summary: the run.
+        console: where to print; its width decides how many columns there are.
+    """
+    width = console.width if console.is_terminal else max(console.width, _PIPED_WIDTH)
+    left_out: dict[str, str] = {}
+    _emit(_heading(summary), console)
+    _emit(Text(), console)
+    tables = corpus_tables(summary)
+    for table in tables:
+        left_out.update(_print_corpus(table, console, width))
+    for table in tables:
+        _print_failures(table, console, width)
+    if note := progress_note(summary):
+        _print_prose(note, console, width, style="yellow")
+    _print_prose(how_to_read(summary, naive_error=False), console, width, style="dim")
+    if left_out:
+        columns = ", ".join(left_out.values())
+        _print_prose(f"Left out at this width: {columns}.", console, width, style="dim")
+
+
+def _print_corpus(table: CorpusTable, console: Console, width: int) -> dict[str, str]:
+    """Print one corpus's table; returns the headings that did not fit, by column key."""
+    wanted = [
+        _LLAMA_COLUMN if column.key == "llama_kld" else column
+        for column in shown_columns(table.rows)
+    ]
+    cells = {
+        column.key: [column.heading, *(_cell(column, row) for row in table.rows)]
+        for column in wanted
+    }
+    widths = {key: max(map(cell_len, texts)) for key, texts in cells.items()}
+    name_limit = min(_NAME_SHOWN, max(width - widths["kld"] - len(_GAP), _NAME_LEAST))
+    names = ["candidate", *(printable(row.candidate, limit=name_limit) for row in table.rows)]
+    name_width = max(map(cell_len, names))
+    kept = _fitting(wanted, widths, width - name_width)
+
+    title = Text(printable(table.corpus.name, limit=_NAME_SHOWN), style="bold")
+    title.append(f"{_GAP}{corpus_note(table)}", style="not bold dim")
+    _emit(title, console)
+    statuses = ("heading", *(row.status for row in table.rows))
+    for at, (name, status) in enumerate(zip(names, statuses, strict=True)):
+        line = Text(name + " " * (name_width - cell_len(name)), style=_STYLES[status])
+        for column in kept:
+            text = cells[column.key][at]
+            style = "bold" if column.key == "kld" and status == "complete" else ""
+            line.append(_GAP + " " * (widths[column.key] - cell_len(text)))
+            line.append(text, style=style)
+        _emit(line, console)
+        if status == "heading" and console.is_terminal:
+            _emit(Text("─" * cell_len(line.plain), style="dim"), console)
+    _emit(Text(), console)
+    return {column.key: column.heading for column in wanted if column not in kept}
+
+
+def _heading(summary: Summary) -> Text:
+    heading = Text(printable(summary.name, limit=_NAME_SHOWN), style="bold")
+    facts = (summary.base.name, *(summary.engine.get(key, "") for key in ("name", "version")))
+    base, engine, version = (printable(fact, limit=_NAME_SHOWN) for fact in facts)
+    measured_by = f", {engine} {version}".rstrip() if engine else ""
+    return heading.append(f"{_GAP}against {base}{measured_by}", style="not bold dim")
+
+
+def _cell(column: Column, row: TableRow) -> str:
+    return (column.key == "kld" and outcome(row)) or column.cell(row)
+
+
+def _fitting(wanted: list[Column], widths: dict[str, int], room: int) -> list[Column]:
+    """Admit columns from the most to the least wanted while there is room."""
+    ranked = sorted(
+        wanted,
+        key=lambda column: -_DROP_ORDER.index(column.key) if column.key in _DROP_ORDER else -99,
+    )
+    admitted = set()
+    for column in ranked:
+        needed = len(_GAP) + widths[column.key]
+        if column.key == "kld" or needed <= room:
+            admitted.add(column.key)
+            room -= needed
+    return [column for column in wanted if column.key in admitted]
+
+
+def _print_failures(table: CorpusTable, console: Console, width: int) -> None:
+    for row in table.rows:
+        if row.status == "failed":
+            name = printable(row.candidate, limit=_NAME_SHOWN)
+            corpus = printable(table.corpus.name, limit=_NAME_SHOWN)
+            cause = printable(row.failure or "", limit=_CAUSE_SHOWN)
+            _print_prose(f"{name} on {corpus} failed: {cause}", console, width, style="red")
+
+
+def _print_prose(text: str, console: Console, width: int, *, style: str) -> None:
+    for line in textwrap.wrap(text, min(width, _PROSE_WIDTH), subsequent_indent=_GAP):
+        _emit(Text(line, style=style), console)
+
+
+def _emit(line: Text, console: Console) -> None:
+    encoding = console.encoding
+    if not encoding.startswith("utf"):
+        plain = line.plain.translate(_ASCII).encode(encoding, "backslashreplace")
+        line = Text(plain.decode(encoding))
+    # The layout is done: rich neither wraps nor crops, and never reads a name as markup.
+    console.print(line, soft_wrap=True)

@@ -1,0 +1,64 @@
+"""Digits: llama.cpp's six for KLD, elsewhere no more than the error supports."""
+
+from __future__ import annotations
+
+import pytest
+
+from kldcloud.report.rounding import (
+    Measured,
+    bits_figure,
+    gib_figure,
+    kld_figure,
+    kld_with_error,
+    rounded_to_error,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0537349, "0.053735"),
+        (11.83488, "11.834880"),
+        (0.0, "0.000000"),
+        (3.21e-9, "3.2e-09"),
+        (-2e-8, "-2.0e-08"),
+        (5e-7, "5.0e-07"),
+        (6e-7, "0.000001"),
+        (1e300, "1.000e+300"),
+        (None, "-"),
+    ],
+)
+def test_kld_has_six_decimals_unless_that_would_show_nothing(
+    value: float | None, shown: str
+) -> None:
+    assert kld_figure(value) == shown
+
+
+def test_kld_without_an_error_stands_alone() -> None:
+    assert kld_with_error(Measured(0.05, 0.0008)) == "0.050000 ± 0.000800"
+    assert kld_with_error(Measured(0.05, None)) == "0.050000"
+    assert kld_with_error(Measured(None, 0.1)) == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (88.6174, 0.2634, "88.62 ± 0.26"),
+        (88.6174, 2.634, "88.6 ± 2.6"),
+        (88.6174, 26.34, "89 ± 26"),
+        (1.03812, 0.0996, "1.04 ± 0.10"),
+        (1.03812, 1e-12, "1.0381 ± 0.0000"),
+        (1.03812, 0.0, "1.038 ± 0.000"),
+        (1.03812, None, "1.038"),
+        (None, None, "-"),
+    ],
+)
+def test_a_value_ends_at_the_second_digit_of_its_error(
+    value: float | None, error: float | None, shown: str
+) -> None:
+    assert rounded_to_error(Measured(value, error), most=4, without_error=3) == shown
+
+
+def test_sizes_keep_about_three_digits() -> None:
+    assert [gib_figure(size) for size in (0.0982, 4.369, None)] == ["0.098", "4.37", "-"]
+    assert [bits_figure(bits) for bits in (4.8371, None)] == ["4.84", "-"]

@@ -1,0 +1,125 @@
+"""The terminal's table: readable at any width, plain in a pipe, deaf to escape sequences."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from kldcloud.report.terminal import print_table
+
+from .summaries import as_summary, candidate, failed, measured, result, summary_dict
+
+
+def on_terminal(shape: dict[str, Any], width: int) -> str:
+    """What a terminal of that width receives, without rich's own colour codes."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system="standard")
+    print_table(as_summary(shape), console)
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+
+
+def piped(shape: dict[str, Any], encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    with io.TextIOWrapper(raw, encoding=encoding, newline="\n") as out:
+        print_table(as_summary(shape), Console(file=out, width=80, color_system=None))
+        out.flush()
+        return raw.getvalue().decode(encoding)
+
+
+def ragged_run() -> dict[str, Any]:
+    shape = summary_dict()
+    shape["status"] = "partial"
+    for name in ("UD-Q3_K_XL-imatrix", "Q2_K", "TQ1_0"):
+        shape["candidates"].append(candidate(name, 6 * 2**30, 3.0))
+    shape["results"].append(measured("UD-Q3_K_XL-imatrix", "pydoc", result(1.2, 0.02)))
+    shape["results"].append(failed("Q2_K", "pydoc", "q2.gguf: the file ends inside a tensor"))
+    return shape
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 110, 120, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    text = on_terminal(ragged_run(), width)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+def test_names_and_exact_means_stay_at_any_width(width: int) -> None:
+    text = on_terminal(ragged_run(), width)
+    for name in ("Q8_0", "Q4_K_M", "UD-Q3_K_XL-imatrix"):
+        assert re.search(rf"^{name} .*\d\.\d{{6}} ± \d\.\d{{6}}", text, re.MULTILINE)
+    assert re.search(r"^Q2_K .* failed", text, re.MULTILINE)
+    assert re.search(r"^TQ1_0 .* not measured yet", text, re.MULTILINE)
+
+
+def test_110_columns_hold_both_means_the_tail_and_the_ratio() -> None:
+    text = on_terminal(summary_dict(), 110)
+    heading = next(line for line in text.splitlines() if line.startswith("candidate"))
+    assert re.split(" {2,}", heading) == [
+        *("candidate", "GiB", "bpw", "mean KLD", "llama.cpp's", "99 %", "99.9 %"),
+        *("same top %", "PPL ratio"),
+    ]
+    assert "Left out at this width: median, max, RMS Δp %." in text
+
+
+def test_a_wide_terminal_leaves_nothing_out() -> None:
+    text = on_terminal(summary_dict(), 200)
+    assert "Left out" not in text
+    assert "RMS Δp %" in text
+
+
+def test_columns_line_up() -> None:
+    lines = on_terminal(ragged_run(), 120).splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("candidate"))
+    table = [lines[first], *lines[first + 2 : first + 7]]
+    assert len({cell_len(line) for line in table}) == 1
+
+
+def test_failures_are_explained_below_the_table() -> None:
+    text = on_terminal(ragged_run(), 120)
+    assert "\nQ2_K on pydoc failed: q2.gguf: the file ends inside a tensor\n" in text
+    assert "Partial run: 3 of 5 measurements are complete." in text
+
+
+def test_a_pipe_gets_plain_text_of_a_steady_width() -> None:
+    text = piped(ragged_run())
+    assert "\x1b" not in text
+    assert "─" not in text
+    assert re.search(r"^Q4_K_M .*1\.0381 ± 0\.0034$", text, re.MULTILINE)
+
+
+def test_an_ascii_pipe_gets_ascii() -> None:
+    shape = ragged_run()
+    shape["name"] = "größe"
+    text = piped(shape, encoding="ascii")
+    assert text.startswith("gr\\xf6\\xdfe")
+    assert "0.053735 +- 0.000810" in text
+
+
+def test_a_hostile_name_reaches_no_terminal() -> None:
+    shape = summary_dict()
+    hostile = "\x1b]0;owned\x07[bold]x[/nope]\n" + "y" * 300
+    for part in (shape, shape["base"], shape["corpora"][0], shape["candidates"][0]):
+        part["name"] = hostile
+    for found in shape["results"]:
+        found["corpus"] = hostile
+    shape["results"][0]["candidate"] = hostile
+    text = on_terminal(shape, 110)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "\\x1b]0;owned\\x07" in text
+    assert re.search(r"^\\x1b]0;.*0\.004065 ± 0\.000061", text, re.MULTILINE)
+    assert max(cell_len(line) for line in text.splitlines() if " ± " in line) <= 110
+
+
+def test_wide_characters_do_not_push_columns_out_of_line() -> None:
+    shape = summary_dict()
+    shape["candidates"][0]["name"] = "量子化八"
+    shape["results"][0]["candidate"] = "量子化八"
+    lines = on_terminal(shape, 110).splitlines()
+    first, second = (line for line in lines if " ± " in line and "0.0" in line)
+    assert cell_len(first) == cell_len(second)
