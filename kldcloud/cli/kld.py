@@ -30,7 +30,9 @@ def export_kld(
     run: RunName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .kld file to write.")],
     store: RunStore = None,
-    corpus: Annotated[str | None, typer.Option(help="Which corpus, if the run has several.")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Which corpus, if the run has several.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
     """Write a run's base distribution as a file that llama-perplexity reads."""

@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="KL divergence between a language model and its quantised candidates, over a whole corpus.",
+    help="KL divergence between a language model and its quantised candidates over a whole corpus.",
 )
 
 

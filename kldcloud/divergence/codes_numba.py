@@ -9,8 +9,6 @@ with T and Q the tail's mass under base and candidate. What this leaves out, T t
 inside the tail, makes it a lower bound; T is around 1e-3.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0915
-
 from __future__ import annotations
 
 import math

@@ -123,7 +123,7 @@ def exponential(logarithm: Estimate) -> Estimate:
 
 
 def _student_t(degrees: int) -> float:
-    from scipy.special import stdtrit  # noqa: PLC0415 -- slow to import, used once a report
+    from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + _CONFIDENCE) / 2))
 

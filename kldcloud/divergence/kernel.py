@@ -98,7 +98,7 @@ def token_statistics(
             f"candidate {n} over {vocabulary}",
             hint="base and candidate must share tokenizer and corpus",
         )
-    if n and not (0 <= int(tokens.min()) and int(tokens.max()) < vocabulary):
+    if n and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):
         raise FormatError(f"a next token lies outside the vocabulary of {vocabulary}")
     out = np.full((n, 8), np.nan)
     tops = np.full((n, 3), NO_TOKEN, np.int32)
@@ -180,5 +180,7 @@ def _over_rows(run: Callable[[int, int], None], rows: int, threads: int) -> None
     # Several slices a thread: rows cost about the same, cores (shared ones) do not.
     cuts = np.linspace(0, rows, 4 * threads + 1).astype(int)
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(run, int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False)]:
+        for done in [
+            pool.submit(run, int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False)
+        ]:
             done.result()

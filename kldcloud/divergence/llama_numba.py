@@ -10,8 +10,6 @@ The formulas are those of llama.cpp's tools/perplexity/perplexity.cpp, as of the
 llama-cpp-python 0.3.36 carries.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202
-
 from __future__ import annotations
 
 import math

@@ -183,8 +183,8 @@ def to_parquet(records: TokenRecords, metadata: Mapping[str, bytes]) -> bytes:
     zstd pages with checksums, byte-stream split for floats, deltas for the two sorted columns. No
     timestamp and no Arrow or pandas schema is stored; pyarrow's version is.
     """
-    import pyarrow as pa  # noqa: PLC0415 -- heavy, and most readers of this module need none
-    import pyarrow.parquet as pq  # noqa: PLC0415 -- heavy, and most readers of this module need none
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -210,8 +210,8 @@ def from_parquet(
         FormatError: not Parquet, another schema, more than ``max_rows``, sizes that the row count
             does not explain, or records out of (chunk, position) order.
     """
-    import pyarrow as pa  # noqa: PLC0415 -- heavy, and most readers of this module need none
-    import pyarrow.parquet as pq  # noqa: PLC0415 -- heavy, and most readers of this module need none
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(
@@ -260,7 +260,7 @@ class TokenWriter:
         self._writer: Any = None
 
     def __enter__(self) -> Self:
-        import pyarrow.parquet as pq  # noqa: PLC0415 -- heavy, and most readers of this module need none
+        import pyarrow.parquet as pq
 
         self._writer = pq.ParquetWriter(
             self._unfinished,
@@ -272,7 +272,7 @@ class TokenWriter:
 
     def append(self, records: TokenRecords, *, candidate: str, corpus: str) -> None:
         """Add records; they reach the file a row group at a time."""
-        import pyarrow as pa  # noqa: PLC0415 -- heavy, and most readers of this module need none
+        import pyarrow as pa
 
         names = [
             pa.repeat(pa.scalar(name, pa.string()), len(records)) for name in (candidate, corpus)
@@ -300,7 +300,7 @@ class TokenWriter:
             self._unfinished.unlink(missing_ok=True)
 
     def _write_groups(self, *, keep_rest: bool) -> None:
-        import pyarrow as pa  # noqa: PLC0415 -- heavy, and most readers of this module need none
+        import pyarrow as pa
 
         if not self._pending:
             return
@@ -315,7 +315,7 @@ class TokenWriter:
 
 
 def _arrays(records: TokenRecords) -> list[Any]:
-    import pyarrow as pa  # noqa: PLC0415 -- heavy, and most readers of this module need none
+    import pyarrow as pa
 
     # from_pandas=False: NaN is a value of ours, not a missing one.
     return [
@@ -325,7 +325,7 @@ def _arrays(records: TokenRecords) -> list[Any]:
 
 
 def _schema(*, named: bool = False) -> Any:  # noqa: ANN401 -- pyarrow carries no types
-    import pyarrow as pa  # noqa: PLC0415 -- heavy, and most readers of this module need none
+    import pyarrow as pa
 
     names = [pa.field(name, pa.string(), nullable=False) for name in ("candidate", "corpus")]
     columns = [

@@ -19,8 +19,6 @@ Exponentials are 2^x = 2^k 2^f by a polynomial in f (near-minimax on [-1/2, 1/2]
 float32 over vector lanes, rows in float64 over blocks.
 """
 
-# ruff: noqa: PLR0915, PLR2004
-
 from __future__ import annotations
 
 import math
@@ -31,11 +29,11 @@ from numba import njit
 from kldcloud.divergence.vector_math import (
     add_lanes32,
     code_to_float,
+    configure_compiler,
     fused32,
     keep32,
     max32,
     multiply_add32,
-    configure_compiler,
     scale32,
 )
 
@@ -88,7 +86,7 @@ STATISTICS = 5
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _logits_block(x, b, c0, b0):  # noqa: ANN001, ANN202
+def _logits_block(x, b, c0, b0):
     """Sums over one block: candidate logits x, base logits b, anchors c0 and b0 (log2 units)."""
     p_sum = s_sum = f_sum = e_sum = r_sum = x_sum = ZERO
     x_max = x[0]
@@ -117,7 +115,7 @@ def _logits_block(x, b, c0, b0):  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _codes_block(x, c, c0, c_top, a):  # noqa: ANN001, ANN202
+def _codes_block(x, c, c0, c_top, a):
     """The same sums over entries with a code above 0, and q's mass on those with code 0."""
     p_sum = s_sum = f_sum = e_sum = r_sum = x_sum = tail = ZERO
     x_max = x[0]
@@ -149,7 +147,7 @@ def _codes_block(x, c, c0, c_top, a):  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _block_max(x):  # noqa: ANN001, ANN202
+def _block_max(x):
     largest = x[0]
     for i in range(x.shape[0]):
         largest = max32(largest, x[i])
@@ -157,7 +155,7 @@ def _block_max(x):  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def first_maximum(x):  # noqa: ANN001, ANN201
+def first_maximum(x):
     """First index of the largest of a float32 row."""
     largest = x[0]
     start = 0
@@ -173,7 +171,7 @@ def first_maximum(x):  # noqa: ANN001, ANN201
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _code_block_max(c):  # noqa: ANN001, ANN202
+def _code_block_max(c):
     largest = np.uint16(0)
     for i in range(c.shape[0]):
         largest = c[i] if c[i] > largest else largest
@@ -181,7 +179,7 @@ def _code_block_max(c):  # noqa: ANN001, ANN202
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def first_top_code(c):  # noqa: ANN001, ANN201
+def first_top_code(c):
     """First index of the largest code of a row."""
     largest = -1
     start = 0
@@ -199,7 +197,7 @@ def first_top_code(c):  # noqa: ANN001, ANN201
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def logits_row(x, b, token, out):  # noqa: ANN001, ANN201
+def logits_row(x, b, token, out):
     """One position from base logits; fills `out` (see STATISTICS), returns (top, base top).
 
     A top of -1 says that a candidate logit is not finite.
@@ -235,16 +233,14 @@ def logits_row(x, b, token, out):  # noqa: ANN001, ANN201
     log_p = math.log(p)
     out[0] = f / p - (eps - math.log1p(eps))
     out[1] = (r / p + eps) / (1.0 + eps) - math.log1p(eps)
-    out[2] = (
-        (float(c0) - float(x[token]) * LOG2E_OF_F4) * LN2_64 + log_p + math.log1p(eps)
-    )
+    out[2] = (float(c0) - float(x[token]) * LOG2E_OF_F4) * LN2_64 + log_p + math.log1p(eps)
     out[3] = (float(b0) - float(b[token]) * LOG2E_OF_F4) * LN2_64 + log_p
     out[4] = log_p - LN2_64 * e / p
     return top, base_top
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _logits_row_in_double(x, b, token, x_max, b_max, out):  # noqa: ANN001, ANN202
+def _logits_row_in_double(x, b, token, x_max, b_max, out):
     """The textbook sums in float64, for candidates too broken for the float32 pass."""
     q_sum = p_sum = 0.0
     for i in range(x.shape[0]):

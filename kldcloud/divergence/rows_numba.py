@@ -1,7 +1,5 @@
 """Runs of rows through the numba kernels: the loops that hold no GIL."""
 
-# ruff: noqa: ANN001, ANN201, ANN202
-
 from __future__ import annotations
 
 import numpy as np

@@ -7,7 +7,6 @@ reordered over lanes, everything else is IEEE as written. `benchmarks/kernel.py`
 """
 
 # The intrinsics' signature is numba's: a typing context first, then the argument types.
-# ruff: noqa: ANN001, ANN201, ANN202, ARG001
 
 from __future__ import annotations
 

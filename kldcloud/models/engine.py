@@ -17,7 +17,7 @@ class ChunkOutput:
     """What an engine says about the scored positions of one chunk.
 
     Attributes:
-        logits: float32 [rows, V]; valid until the engine evaluates again (it may be its own buffer).
+        logits: float32 [rows, V]; valid until the engine evaluates again: it may be its buffer.
         hidden: float32 [rows, d] post-final-norm states, if asked for, else None; a copy.
     """
 

@@ -25,8 +25,8 @@ def download_from_hub(uri: SourceUri, *, progress: ProgressCallback | None = Non
             repeats neither the token nor the server's words.
     """
     try:
-        import huggingface_hub  # noqa: PLC0415 - an extra, and slow to import
-        from huggingface_hub.utils import tqdm  # noqa: PLC0415 - an extra, and slow to import
+        import huggingface_hub
+        from huggingface_hub.utils import tqdm
     except ImportError:
         raise UserError(
             f"{uri} needs huggingface_hub, which is not installed",
@@ -61,7 +61,7 @@ def _reporting_bar(bar: Any, progress: ProgressCallback | None) -> type:  # noqa
 
 
 def _explain(error: Exception, uri: SourceUri) -> UserError:
-    from huggingface_hub import errors  # noqa: PLC0415 - imported already by the caller
+    from huggingface_hub import errors
 
     repository = f"hf:{uri.container}"
     if isinstance(error, errors.GatedRepoError):
@@ -80,7 +80,7 @@ def _explain(error: Exception, uri: SourceUri) -> UserError:
 
 
 def _explain_unreached(error: BaseException | None, uri: SourceUri) -> UserError:
-    from huggingface_hub import errors  # noqa: PLC0415 - imported already by the caller
+    from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(

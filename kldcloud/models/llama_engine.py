@@ -138,7 +138,7 @@ class LlamaEngine:
         fed = np.array(tokens, np.int32)
         if self._vocabulary.add_bos:
             fed[0] = self._vocabulary.bos
-        binding.llama_memory_clear(binding.llama_get_memory(self._ctx), True)  # noqa: FBT003
+        binding.llama_memory_clear(binding.llama_get_memory(self._ctx), True)
         self._capture.start(wanted=hidden)
         single = n <= BATCH
         for start in range(0, n, BATCH):
@@ -252,7 +252,7 @@ def tokenize(path: Path, text: str) -> TokenizedText:
         out = np.empty(len(data) + 16, np.int32)
         pointer = out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         # Special tokens are added, but not recognised inside the text: what llama-perplexity does.
-        count = binding.llama_tokenize(vocab, data, len(data), pointer, len(out), True, False)  # noqa: FBT003
+        count = binding.llama_tokenize(vocab, data, len(data), pointer, len(out), True, False)
         if count < 0:
             raise EngineError(f"{path}: llama.cpp could not tokenise the text")
         return TokenizedText(out[:count].copy(), vocabulary_of(vocab))

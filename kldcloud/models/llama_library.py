@@ -41,7 +41,8 @@ def llama() -> ModuleType:
         ) from error
     llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    return llama_cpp
+    binding: ModuleType = llama_cpp
+    return binding
 
 
 @cache
@@ -56,7 +57,7 @@ def _log_callback(binding: ModuleType) -> Any:  # noqa: ANN401
 
 
 def recent_complaints() -> str:
-    """The last few lines that the library logged as warnings or errors, in one line; forgets them."""
+    """The last few warnings and errors of the library, in one line; forgets them."""
     lines = list(dict.fromkeys(_recent))[-3:]
     _recent.clear()
     return " | ".join(lines) or "it gave no reason"

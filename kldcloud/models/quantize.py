@@ -22,9 +22,7 @@ from kldcloud.store.digest import sha256_bytes
 Progress = Callable[[int, int], None]
 
 
-def quantized(
-    source: Path, sha256: str, quant: str, *, progress: Progress | None = None
-) -> Path:
+def quantized(source: Path, sha256: str, quant: str, *, progress: Progress | None = None) -> Path:
     """A GGUF of `source` at another type, from the cache or made now.
 
     Args:

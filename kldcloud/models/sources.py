@@ -35,11 +35,11 @@ def fetch(uri: SourceUri, *, cache: Path, progress: ProgressCallback | None = No
         case "package":
             return _package_file(uri)
         case "s3":
-            from kldcloud.models.s3_download import download_object  # noqa: PLC0415 - boto3
+            from kldcloud.models.s3_download import download_object
 
             return download_object(uri.container, uri.path, cache=cache, progress=progress)
         case "hf":
-            from kldcloud.models.hub_download import download_from_hub  # noqa: PLC0415 - an extra
+            from kldcloud.models.hub_download import download_from_hub
 
             return download_from_hub(uri, progress=progress)
         case "builtin":
@@ -125,7 +125,7 @@ def _similar_in(folder: Path, name: str) -> str | None:
 
 def _python_reference() -> str:
     try:
-        from pydoc_data.topics import topics  # noqa: PLC0415 - half a megabyte that few runs need
+        from pydoc_data.topics import topics
     except ImportError:
         raise UserError(
             "builtin:python-reference: this Python comes without pydoc_data",

@@ -33,9 +33,9 @@ def check_all(store: str, cluster: str) -> Iterator[Finding]:
 
 def _tried(subject: str, attempt: Callable[[], str]) -> Finding:
     try:
-        return Finding(subject, True, attempt())  # noqa: FBT003
+        return Finding(subject, True, attempt())
     except KldcloudError as error:
-        return Finding(subject, False, str(error))  # noqa: FBT003
+        return Finding(subject, False, str(error))
 
 
 def _engine() -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.divergence.kernel import as_codes
 from kldcloud.errors import FormatError, UserError
+from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.sources import fetch
-from kldcloud.models.cache import cache_dir
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.runs import FoundRun

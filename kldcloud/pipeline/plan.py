@@ -106,9 +106,7 @@ def make_plan(
     return SweepPlan(run, prepared, choice, stages, options, job.llama_compat)
 
 
-def run_shards(
-    store: Store, plan: SweepPlan, corpus: ChunkedCorpus, workers: int
-) -> list[Shard]:
+def run_shards(store: Store, plan: SweepPlan, corpus: ChunkedCorpus, workers: int) -> list[Shard]:
     """How a run cuts a corpus: as its first launch decided, so that a resume finds its partials."""
     proposed = plan.prepared.job.shard_chunks or shard_size(corpus.count, workers)
     key = f"{plan.prefix}/shards-{corpus.name}.json"

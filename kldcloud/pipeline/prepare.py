@@ -143,9 +143,7 @@ def _base(job: SweepJob, progress: Progress) -> ModelFile | KldBase:
     return _quantize(source, spec.convert, spec.display_name, progress)
 
 
-def _candidate(
-    base: ModelFile | KldBase, spec: CandidateSpec, progress: Progress
-) -> ModelFile:
+def _candidate(base: ModelFile | KldBase, spec: CandidateSpec, progress: Progress) -> ModelFile:
     if spec.model is not None:
         path = _fetch(spec.model, progress)
         return _model(spec.display_name, _filename(spec.model), path, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -20,17 +20,11 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Bars and one-line notes."""
 
-    def bar(self, label: str, total: int, done: int = 0) -> BarContext: ...
+    def bar(self, label: str, total: int, done: int = 0) -> AbstractContextManager[Bar]: ...
 
     def note(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...
-
-
-class BarContext(Protocol):
-    def __enter__(self) -> Bar: ...
-
-    def __exit__(self, *exception: object) -> None: ...
 
 
 class _SilentBar:

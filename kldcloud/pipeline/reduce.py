@@ -14,7 +14,7 @@ from kldcloud.divergence.records import TokenWriter
 from kldcloud.divergence.summary import Reduction
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.plan import SweepPlan
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
+from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
 from kldcloud.report.summary_file import dump_summary
 from kldcloud.store.base import Store
 
@@ -95,8 +95,6 @@ def _summary(
     plan: SweepPlan, results: Sequence[Mapping[str, Any]], *, partial: bool
 ) -> dict[str, Any]:
     prepared = plan.prepared
-    base = prepared.base
-    from_file = isinstance(base, KldBase)
     return {
         "schema": "kldcloud.summary/1",
         "run": plan.run,
@@ -106,13 +104,7 @@ def _summary(
         "engine": plan.options.fingerprint(),
         "encoding": plan.choice.encoding,
         "llama_compat": plan.llama_compat,
-        "base": {
-            "name": base.name,
-            "sha256": base.sha256,
-            "bytes": base.header.expected_bytes if from_file else base.header.file_bytes,
-            "parameters": None if from_file else base.header.parameters,
-            "bits_per_weight": None if from_file else base.header.bits_per_weight,
-        },
+        "base": _base(prepared.base),
         "corpora": [
             {
                 "name": corpus.name,
@@ -125,15 +117,29 @@ def _summary(
             for corpus in prepared.corpora
         ],
         "candidates": [
-            {
-                "name": candidate.name,
-                "file": candidate.file,
-                "sha256": candidate.sha256,
-                "bytes": candidate.header.file_bytes,
-                "parameters": candidate.header.parameters,
-                "bits_per_weight": candidate.header.bits_per_weight,
-            }
-            for candidate in prepared.candidates
+            {"file": candidate.file, **_model(candidate)} for candidate in prepared.candidates
         ],
         "results": list(results),
+    }
+
+
+def _base(base: ModelFile | KldBase) -> dict[str, Any]:
+    if isinstance(base, ModelFile):
+        return _model(base)
+    return {
+        "name": base.name,
+        "sha256": base.sha256,
+        "bytes": base.header.expected_bytes,
+        "parameters": None,
+        "bits_per_weight": None,
+    }
+
+
+def _model(model: ModelFile) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "sha256": model.sha256,
+        "bytes": model.header.file_bytes,
+        "parameters": model.header.parameters,
+        "bits_per_weight": model.header.bits_per_weight,
     }

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from kldcloud.clusters.local_ray import RayActors, local_ray
 from kldcloud.corpus.chunks import Shard, shard_size
@@ -26,7 +27,6 @@ from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
 from kldcloud.staging.head import read_head
 from kldcloud.staging.stage import (
-    StageIdentity,
     canonical_json,
     finish_stage,
     is_complete,
@@ -72,9 +72,7 @@ def run_sweep(
     )
     options = llama_options(cluster.engine_for(job.engine), layout.threads)
     session = _Session(store, progress, layout)
-    plan = make_plan(
-        prepared, options, remote=store.uri.startswith("s3:"), force_logits=None
-    )
+    plan = make_plan(prepared, options, remote=store.uri.startswith("s3:"), force_logits=None)
     refused = _refusal_on_record(store, plan)
     if refused is not None:
         plan = make_plan(prepared, options, remote=False, force_logits=refused)
@@ -111,7 +109,7 @@ class _Session:
         self._actors: RayActors | None = None
         self._ray = local_ray(layout.workers)
 
-    def __enter__(self) -> _Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -165,9 +163,7 @@ class _Session:
             finish_stage(self._store, identity, shards, corpus.chunks, head)
         return plan
 
-    def measure(
-        self, plan: SweepPlan
-    ) -> tuple[dict[str, Sequence[Shard]], Mapping[str, Failure]]:
+    def measure(self, plan: SweepPlan) -> tuple[dict[str, Sequence[Shard]], Mapping[str, Failure]]:
         """Measure every candidate on every corpus; failures come back, they do not raise."""
         prepared = plan.prepared
         shards: dict[str, Sequence[Shard]] = {
@@ -192,9 +188,7 @@ class _Session:
         ]
         return shards, self._run("measuring", tasks, f"{plan.prefix}/partials")
 
-    def _run(
-        self, label: str, tasks: Sequence[Task], prefix: str
-    ) -> Mapping[str, Failure]:
+    def _run(self, label: str, tasks: Sequence[Task], prefix: str) -> Mapping[str, Failure]:
         """Run the tasks whose objects are not there yet."""
         there = {info.key for info in self._store.list(f"{prefix}/")}
         todo = [task for task in tasks if task.key not in there]
@@ -218,13 +212,11 @@ class _Session:
         if self._actors is None:
             layout = self._layout
             self._ray.__enter__()
-            self._actors = RayActors(
-                layout.workers, layout.threads, self._store.uri, layout.memory
-            )
+            self._actors = RayActors(layout.workers, layout.threads, self._store.uri, layout.memory)
         return self._actors
 
     def _why_not_hidden(self, plan: SweepPlan, base: ModelFile) -> str | None:
-        """Compare rebuilt logits with the engine's on the first chunk, before anything is staged."""
+        """Compare rebuilt logits with the engine's on one chunk, before anything is staged."""
         identity, corpus = plan.stages[0], plan.prepared.corpora[0]
         engine = EngineRef(base.path, identity.context, plan.options)
         found = self._workers().call(

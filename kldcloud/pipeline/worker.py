@@ -55,8 +55,8 @@ class SweepWorker:
         except KldcloudError as error:
             return Reply(task.key, error)
         except MemoryError:
-            error = EngineError("out of memory", hint="use fewer workers or a smaller context")
-            return Reply(task.key, error)
+            exhausted = EngineError("out of memory", hint="use fewer workers or a smaller context")
+            return Reply(task.key, exhausted)
         return Reply(task.key)
 
     def hidden_error(self, ref: EngineRef, identity: StageIdentity, chunk: bytes) -> float | Reply:
@@ -153,5 +153,3 @@ def _records(
         token=next_tokens,
         **columns,  # type: ignore[arg-type]  # the same names, one type each
     )
-
-

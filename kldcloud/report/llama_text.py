@@ -50,7 +50,7 @@ def _text(measurement: Measurement) -> str:
 
 
 def _block(llama: LlamaBlock, positions: int) -> str:
-    from kldcloud.divergence.llama_statistics import LlamaStatistics, render_block  # noqa: PLC0415 -- numerics that the other formats do without
+    from kldcloud.divergence.llama_statistics import LlamaStatistics, render_block
 
     plain = llama.model_dump(mode="json", by_alias=True)
     return render_block(LlamaStatistics.from_json_dict(plain, count=positions))

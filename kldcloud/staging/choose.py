@@ -47,9 +47,7 @@ def encoding_costs(header: GgufHeader, *, remote: bool) -> dict[str, EncodingCos
     vocabulary = header.vocabulary_size
     staged = 2 * vocabulary / COMPRESSION
     costs = {
-        "logits": EncodingCost(
-            staged, staged / bandwidth + 2 * vocabulary / DECODE_BYTES_A_SECOND
-        )
+        "logits": EncodingCost(staged, staged / bandwidth + 2 * vocabulary / DECODE_BYTES_A_SECOND)
     }
     tensor = head_tensor(header)
     if tensor is not None and why_not_hidden(header) is None:

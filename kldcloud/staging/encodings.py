@@ -22,6 +22,11 @@ from kldcloud.staging.states import pack_states, unpack_states
 ZSTD_LEVEL = 1
 """Measured on rows of two models: higher levels cost several times more and gain a few percent."""
 
+# A row's 65,536 codes span 16 nats at most, and its minimum is a log-probability; both with room
+# for float32 rounding.
+MAX_SCALE = 16.001 / 65535
+MAX_LOG_PROBABILITY = 1e-3
+
 
 @dataclass(frozen=True, slots=True)
 class StageShape:
@@ -95,7 +100,7 @@ class KldEncoding:
     def __init__(self, shape: StageShape) -> None:
         self._shape = shape
 
-    def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:
+    def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:  # noqa: ARG002
         raise EngineError("a .kld stage is imported from a file, never computed")
 
     def encode_rows(self, words: npt.NDArray[np.uint16]) -> bytes:
@@ -162,9 +167,7 @@ def unpack(frame: bytes | memoryview, shape: StageShape) -> npt.NDArray[np.uint1
         raise FormatError(f"a frame does not decompress: {error}") from error
     words = np.frombuffer(data, "<u2").reshape(shape.rows, row_words)
     header = np.ascontiguousarray(words[:, :4]).view("<f4")
-    # A code spans 16 nats at most, and a minimum log-probability is one.
-    limit = 16.001 / 65535
-    scale_ok = (header[:, 0] >= 0) & (header[:, 0] <= limit)
-    if not (scale_ok & np.isfinite(header[:, 1]) & (header[:, 1] <= 1e-3)).all():
+    scale_ok = (header[:, 0] >= 0) & (header[:, 0] <= MAX_SCALE)
+    if not (scale_ok & np.isfinite(header[:, 1]) & (header[:, 1] <= MAX_LOG_PROBABILITY)).all():
         raise FormatError("a row's scale or minimum log-probability is not possible")
     return words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,31 @@ TILE = 4096
 """Vocabulary columns a product: the widened head tile stays in cache, logits never wait for it."""
 
 ARCHITECTURES = frozenset(
-    """
-    llama mistral3 smollm3 qwen3 qwen3moe qwen3next qwen35 qwen35moe gemma gemma3 olmo olmo2 olmoe
-    internlm2 starcoder2 stablelm exaone glm4 glm4moe ernie4_5 ernie4_5-moe deepseek2 gpt-oss
-    """.split()
+    {
+        "deepseek2",
+        "ernie4_5",
+        "ernie4_5-moe",
+        "exaone",
+        "gemma",
+        "gemma3",
+        "glm4",
+        "glm4moe",
+        "gpt-oss",
+        "internlm2",
+        "llama",
+        "mistral3",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "qwen3",
+        "qwen35",
+        "qwen35moe",
+        "qwen3moe",
+        "qwen3next",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    }
 )
 """Architectures whose logits are the head's product with the normed states and nothing more.
 
@@ -47,7 +69,7 @@ class OutputHead:
     vocabulary: int
 
     def logits(self, states: F4, *, out: F4, threads: int = 1) -> None:
-        """states [rows, d] times the head, into out [rows, V]; float32.
+        """States [rows, d] times the head, into out [rows, V]; float32.
 
         Columns are computed in fixed tiles, each by one thread, so that the result does not depend
         on how many threads there are.
@@ -81,11 +103,12 @@ class OutputHead:
         return flat.reshape(stop - start, self.width)
 
 
-def single_threaded_blas() -> object:
+def single_threaded_blas() -> AbstractContextManager[object]:
     """A context in which numpy's products run on the calling thread only."""
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(limits=1, user_api="blas")
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
 
 
 def head_tensor(header: GgufHeader) -> TensorInfo | None:

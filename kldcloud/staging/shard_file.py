@@ -70,7 +70,7 @@ def parse_header(header: bytes, shard: Shard, size: int, key: str) -> list[Frame
         FormatError: if the header does not list exactly the shard's chunks, back to back.
     """
     start = PREFIX.size + len(header)
-    frames = []
+    frames: list[Frame] = []
     try:
         for chunk, (number, offset, length, digest) in zip(
             shard.chunks, json.loads(header)["frames"], strict=True

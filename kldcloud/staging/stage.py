@@ -1,9 +1,9 @@
 """A base stage in a store: its identity, its objects, and reading it back chunk by chunk.
 
-    stages/<key>/plan.json         how it is cut into shards; the first to stage decides
-    stages/<key>/<shard>.shard     frames, committed by workers
-    stages/<key>/tokens, head      what reading needs beside frames
-    stages/<key>/manifest.json     committed last: the stage is whole, and these are its digests
+stages/<key>/plan.json         how it is cut into shards; the first to stage decides
+stages/<key>/<shard>.shard     frames, committed by workers
+stages/<key>/tokens, head      what reading needs beside frames
+stages/<key>/manifest.json     committed last: the stage is whole, and these are its digests
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SCHEMA = "kldcloud.stage/1"
 MAX_JSON_BYTES = 64 << 20
 MAX_CHUNKS = 1 << 24
 MAX_VOCABULARY = 1 << 24
+MIN_CONTEXT = 4
 MAX_CONTEXT = 1 << 24
 
 
@@ -277,7 +278,7 @@ def _identity(manifest: Mapping[str, Any]) -> StageIdentity:
         engine={str(k): str(v) for k, v in manifest["engine"].items()},
     )
     bounded = (
-        4 <= identity.context <= MAX_CONTEXT
+        MIN_CONTEXT <= identity.context <= MAX_CONTEXT
         and 1 <= identity.chunks <= MAX_CHUNKS
         and 1 <= identity.vocabulary <= MAX_VOCABULARY
         and identity.encoding in ("logits", "hidden", "kld")

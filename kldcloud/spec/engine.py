@@ -1,0 +1,62 @@
+"""How llama.cpp evaluates a model: the options of a job, some of which a cluster may replace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, field_validator
+
+from kldcloud.spec.fields import OnOff, SpecModel, Switch, Whole, refused
+
+KvType = Literal["f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"]
+
+_LONGEST_PATTERN: Final = 1024
+_MOST_OVERRIDES: Final = 256
+_MOST_THREADS: Final = 1024
+
+
+class EngineOptions(SpecModel):
+    """What changes how, and how fast, logits are made. Every option is part of a run's identity.
+
+    Attributes:
+        n_gpu_layers: layers kept on the GPU; 0 is none, -1 is all.
+        tensor_overrides: regular expression of tensor names -> buffer type such as CPU, in the
+            order in which llama.cpp tries them.
+        threads: CPU threads for one model; None leaves the choice to the cluster.
+        flash_attention: llama.cpp's fused attention; auto lets it choose.
+        kv_type_k: type of the cached keys.
+        kv_type_v: type of the cached values.
+        repack: whether llama.cpp may rearrange weights for this CPU when it loads them.
+    """
+
+    n_gpu_layers: Annotated[Whole, Field(ge=-1, le=65536)] = 0
+    tensor_overrides: Mapping[str, str] = Field(default_factory=dict, max_length=_MOST_OVERRIDES)
+    threads: Annotated[Whole, Field(ge=1, le=_MOST_THREADS)] | None = None
+    flash_attention: Annotated[Literal["auto", "on", "off"], OnOff] = "auto"
+    kv_type_k: KvType = "f16"
+    kv_type_v: KvType = "f16"
+    repack: Switch = True
+
+    @field_validator("tensor_overrides")
+    @classmethod
+    def _patterns_compile(cls, overrides: Mapping[str, str]) -> Mapping[str, str]:
+        for pattern, buffer_type in overrides.items():
+            if not pattern or len(pattern) > _LONGEST_PATTERN:
+                raise refused(f"a pattern needs 1 to {_LONGEST_PATTERN} characters", pattern)
+            if not buffer_type.strip():
+                raise refused("needs a buffer type such as CPU", pattern)
+            try:
+                re.compile(pattern)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise refused(f"is not a regular expression: {error}", pattern) from None
+        return overrides
+
+    def replaced_by(self, other: EngineOptions) -> EngineOptions:
+        """Return these options with those that were given in `other` in their place."""
+        return self.model_copy(update={name: getattr(other, name) for name in other.given()})
+
+    def given(self) -> list[str]:
+        """Return the options that were written down, in the order of the fields."""
+        return [name for name in type(self).model_fields if name in self.model_fields_set]

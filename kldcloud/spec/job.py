@@ -1,0 +1,184 @@
+"""What a sweep job says: one base, its candidates, the texts to measure them on, and where."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from kldcloud.spec.engine import EngineOptions
+from kldcloud.spec.fields import (
+    Chunks,
+    Name,
+    QuantType,
+    Source,
+    SpecModel,
+    StoreAddress,
+    Switch,
+    Whole,
+    refused,
+    slug,
+)
+
+__all__ = ["KINDS", "BaseSpec", "CandidateSpec", "CorpusSpec", "EngineOptions", "SweepJob"]
+
+_LEAST_CONTEXT: Final = 8
+_MOST_CONTEXT: Final = 1 << 20
+_MOST_CANDIDATES: Final = 1024
+_MOST_CORPORA: Final = 64
+_MOST_SHARD_CHUNKS: Final = 1 << 20
+
+
+class BaseSpec(SpecModel):
+    """The reference that every candidate is measured against.
+
+    Attributes:
+        model: a GGUF file.
+        convert: the type that the model is converted to before anything is measured, which makes
+            a quantised file usable as the base of `quantize` candidates.
+        logits: a base file that llama.cpp's `--kl-divergence-base` wrote, instead of a model.
+        name: what reports call it.
+    """
+
+    model: Source | None = None
+    convert: Literal["F32", "F16", "BF16"] | None = None
+    logits: Source | None = None
+    name: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> Self:
+        if (self.model is None) == (self.logits is None):
+            raise refused("give exactly one of 'model' and 'logits'")
+        if self.logits is not None and self.convert is not None:
+            raise refused("only a 'model' can be converted, not 'logits'", "convert")
+        if self.logits is not None and self.logits.scheme in {"package", "builtin"}:
+            raise refused("must be a path, file:, s3:// or hf:", "logits")
+        if self.model is not None and self.model.scheme == "builtin":
+            raise refused("a built-in text is not a model", "model")
+        if not self.display_name:
+            raise refused("no name can be made from the file's name: give one with 'name'")
+        return self
+
+    @property
+    def display_name(self) -> str:
+        """The given name, else the file's stem and what it is converted to, safe as a key part."""
+        if self.name is not None:
+            return self.name
+        source = self.model or self.logits
+        stem = slug(source.stem) if source else ""
+        return f"{stem}-{self.convert}" if stem and self.convert else stem
+
+
+class CandidateSpec(SpecModel):
+    """One model measured against the base.
+
+    Attributes:
+        quantize: the llama.cpp type that the base is quantised to.
+        model: a GGUF file that exists already, instead.
+        name: what reports and keys call it.
+    """
+
+    quantize: QuantType | None = None
+    model: Source | None = None
+    name: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.quantize is None) == (self.model is None):
+            raise refused("give exactly one of 'quantize' and 'model'")
+        if self.model is not None and self.model.scheme == "builtin":
+            raise refused("a built-in text is not a model", "model")
+        if not self.display_name:
+            raise refused("no name can be made from the file's name: give one with 'name'")
+        return self
+
+    @property
+    def display_name(self) -> str:
+        """The given name, else the quantisation type, else the file's stem; safe as a key part."""
+        if self.name is not None:
+            return self.name
+        if self.quantize is not None:
+            return self.quantize
+        return slug(self.model.stem) if self.model else ""
+
+
+class CorpusSpec(SpecModel):
+    """One text, cut into chunks.
+
+    Attributes:
+        name: what reports and keys call it.
+        text: where the text is; UTF-8.
+        context: tokens in a chunk; the second half of them is scored.
+        chunks: chunks measured, from the start of the text; `all` takes every whole one.
+    """
+
+    name: Name
+    text: Source
+    context: Annotated[Whole, Field(ge=_LEAST_CONTEXT, le=_MOST_CONTEXT)] = 512
+    chunks: Chunks = "all"
+
+
+class SweepJob(SpecModel):
+    """A job file of `kind: sweep`.
+
+    `load.load_job` makes one from a file with its paths made absolute; built in Python, relative
+    paths stay as they were given.
+
+    Attributes:
+        kind: always `sweep`.
+        name: the job's name in reports.
+        base: the reference.
+        candidates: what is measured, in the order of the report.
+        corpora: what it is measured on; empty where `base.logits` brings its own tokens.
+        cluster: a name from `clusters/`, or a path: see `cluster.load_cluster`.
+        store: a folder, relative to the current one, or `s3://bucket/prefix`.
+        engine: how models are evaluated.
+        encoding: how the base's distributions are staged; auto lets the plan choose.
+        llama_compat: whether llama.cpp's own KLD is reported beside the exact one.
+        shard_chunks: chunks in a shard; None lets the plan choose.
+    """
+
+    kind: Literal["sweep"]
+    name: Name
+    base: BaseSpec
+    candidates: tuple[CandidateSpec, ...] = Field(max_length=_MOST_CANDIDATES)
+    corpora: tuple[CorpusSpec, ...] = Field(default=(), max_length=_MOST_CORPORA)
+    cluster: Annotated[str, Field(min_length=1, max_length=4096)] = "local"
+    store: StoreAddress = "./kldcloud-store"
+    engine: EngineOptions = EngineOptions()
+    encoding: Literal["auto", "hidden", "logits"] = "auto"
+    llama_compat: Switch = True
+    shard_chunks: Annotated[Whole, Field(ge=1, le=_MOST_SHARD_CHUNKS)] | None = None
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if not self.candidates:
+            raise refused("needs at least one entry", "candidates")
+        _refuse_same_names("candidates", [each.display_name for each in self.candidates])
+        _refuse_same_names("corpora", [each.name for each in self.corpora])
+        if self.base.model is None:
+            for index, candidate in enumerate(self.candidates):
+                if candidate.quantize is not None:
+                    reason = "there is no model to quantise: 'base' has only 'logits'"
+                    raise refused(reason, "candidates", index, "quantize")
+            if len(self.corpora) > 1:
+                raise refused("'base.logits' holds the tokens of one corpus", "corpora", 1)
+        elif not self.corpora:
+            raise refused("needs at least one entry", "corpora")
+        return self
+
+
+KINDS: Final[dict[str, type[BaseModel]]] = {"sweep": SweepJob}
+"""Every kind of job file that there is a model for."""
+
+
+def _refuse_same_names(field: str, names: list[str]) -> None:
+    # Folders of a store may ignore letter case, so names that differ only in it collide too.
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        earlier = first.setdefault(name.casefold(), index)
+        if earlier != index:
+            reason = (
+                f"has the same name '{name}' as {field}[{earlier}]; give it a 'name' of its own"
+            )
+            raise refused(reason, field, index)

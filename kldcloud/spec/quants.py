@@ -1,0 +1,90 @@
+"""llama.cpp's quantisation types by name, with the number that its quantiser takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from kldcloud.errors import SpecError
+from kldcloud.spec.nearest import did_you_mean
+
+FTYPES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "F32": 0,
+        "F16": 1,
+        "BF16": 32,
+        "Q8_0": 7,
+        "Q6_K": 18,
+        "Q5_K_M": 17,
+        "Q5_K_S": 16,
+        "Q5_1": 9,
+        "Q5_0": 8,
+        "Q4_K_M": 15,
+        "Q4_K_S": 14,
+        "Q4_1": 3,
+        "Q4_0": 2,
+        "IQ4_NL": 25,
+        "IQ4_XS": 30,
+        "Q3_K_L": 13,
+        "Q3_K_M": 12,
+        "Q3_K_S": 11,
+        "IQ3_M": 27,
+        "IQ3_S": 26,
+        "IQ3_XS": 22,
+        "IQ3_XXS": 23,
+        "Q2_K": 10,
+        "Q2_K_S": 21,
+        "IQ2_M": 29,
+        "IQ2_S": 28,
+        "IQ2_XS": 20,
+        "IQ2_XXS": 19,
+        "IQ1_M": 31,
+        "IQ1_S": 24,
+        "TQ2_0": 37,
+        "TQ1_0": 36,
+        "MXFP4_MOE": 38,
+        "NVFP4": 39,
+        "Q2_0": 41,
+        "Q1_0": 40,
+    }
+)
+"""Name -> `enum llama_ftype` of llama.cpp's `include/llama.h`, most bits first within a family."""
+
+FLOAT_FTYPES: Final = ("F32", "F16", "BF16")
+"""The types that a base model may be converted to: none of them loses more than a rounding."""
+
+# llama.cpp refuses to make these without an importance matrix (`tensor_requires_imatrix` in
+# `src/llama-quant.cpp`): the tensor types IQ1_*, IQ2_* and IQ3_XXS, and Q2_K inside a Q2_K_S file.
+NEEDS_IMPORTANCE_MATRIX: Final = frozenset(
+    {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "Q2_K_S"}
+)
+
+_SHORT_NAMES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+
+def quant_type(text: str) -> str:
+    """Return the quantisation type that `text` names, in llama.cpp's own spelling.
+
+    Letter case does not matter, as it does not to `llama-quantize`.
+
+    Raises:
+        SpecError: the type is unknown, or llama.cpp needs an importance matrix to make it.
+    """
+    name = text.upper()
+    if name in _SHORT_NAMES:
+        raise SpecError(
+            f"unknown quantisation type '{text}'", hint=f"did you mean '{_SHORT_NAMES[name]}'?"
+        )
+    if name not in FTYPES:
+        shown = repr(text[:40])
+        raise SpecError(
+            f"unknown quantisation type {shown}",
+            hint=did_you_mean(text, FTYPES, kind="known types"),
+        )
+    if name in NEEDS_IMPORTANCE_MATRIX:
+        raise SpecError(
+            f"{name} needs an importance matrix, which kldcloud does not make",
+            hint="make the file with llama-quantize --imatrix and give it as 'model'",
+        )
+    return name
