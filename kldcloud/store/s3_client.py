@@ -122,16 +122,8 @@ def _make_client() -> S3Client:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    client = session.client("s3", region_name=region, config=options)
-    # Options are set on a Config as attributes at run time, which its stub does not know.
-    configured = (getattr(client.meta.config, "s3", None) or {}).get("addressing_style")
-    if client.meta.endpoint_url.rstrip("/").endswith((".amazonaws.com", ".amazonaws.com.cn")):
-        return client
-    if configured not in (None, "auto"):
-        return client
-    # A server of one's own has a name or address, and no name for each bucket.
-    by_path = options.merge(Config(s3={"addressing_style": "path"}))
-    return session.client("s3", region_name=region, config=by_path)
+    # With an endpoint of one's own botocore puts the bucket in the path, unless told otherwise.
+    return session.client("s3", region_name=region, config=options)
 
 
 def _asked_endpoint() -> str:
