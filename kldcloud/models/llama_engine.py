@@ -89,9 +89,13 @@ class LlamaEngine:
         self._capture = StateCapture()
         recent_complaints()
         self._model = _load_model(path, options)
-        vocab = self._binding.llama_model_get_vocab(self._model)
-        self._vocabulary = vocabulary_of(vocab)
-        self._ctx = self._make_context(path)
+        try:
+            self._vocabulary = vocabulary_of(self._binding.llama_model_get_vocab(self._model))
+            self._ctx = self._make_context(path)
+        except BaseException:
+            # Nobody has this engine to close it, and the worker goes on with another model.
+            self._binding.llama_model_free(self._model)
+            raise
         self._batch = self._binding.llama_batch_init(min(BATCH, context), 0, 1)
         self._joined: npt.NDArray[np.float32] | None = None
 

@@ -54,11 +54,13 @@ FTYPES: Final[Mapping[str, int]] = MappingProxyType(
 FLOAT_FTYPES: Final = ("F32", "F16", "BF16")
 """The types that a base model may be converted to: none of them loses more than a rounding."""
 
-# llama.cpp refuses to make these without an importance matrix (`tensor_requires_imatrix` in
-# `src/llama-quant.cpp`): the tensor types IQ1_*, IQ2_* and IQ3_XXS, and Q2_K inside a Q2_K_S file.
+# What the quantiser of llama-cpp-python 0.3.36 refuses where a model's rows are multiples of 256.
+# Where it falls back because rows are not, some of these pass, but the file is not what it claims.
 NEEDS_IMPORTANCE_MATRIX: Final = frozenset(
-    {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "Q2_K_S"}
+    {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}
 )
+CANNOT_BE_MADE: Final = frozenset({"NVFP4"})
+"""Types of files that llama.cpp reads but has no quantiser for."""
 
 _SHORT_NAMES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
@@ -69,7 +71,7 @@ def quant_type(text: str) -> str:
     Letter case does not matter, as it does not to `llama-quantize`.
 
     Raises:
-        SpecError: the type is unknown, or llama.cpp needs an importance matrix to make it.
+        SpecError: the type is unknown, or llama.cpp cannot make it from the base alone.
     """
     name = text.upper()
     if name in _SHORT_NAMES:
@@ -86,5 +88,10 @@ def quant_type(text: str) -> str:
         raise SpecError(
             f"{name} needs an importance matrix, which kldcloud does not make",
             hint="make the file with llama-quantize --imatrix and give it as 'model'",
+        )
+    if name in CANNOT_BE_MADE:
+        raise SpecError(
+            f"llama.cpp reads {name} files but does not make them",
+            hint="give a file that was made elsewhere as 'model'",
         )
     return name
