@@ -144,7 +144,8 @@ def pack(words: npt.NDArray[np.uint16]) -> bytes:
     """Code rows as one zstd frame; little-endian."""
     import zstandard
 
-    packed: bytes = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(words.astype("<u2").data)
+    little = words.astype("<u2", copy=False)
+    packed: bytes = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(little.data)
     return packed
 
 
