@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
@@ -11,6 +12,7 @@ from kldcloud.cli import check, kld, launch, plan, report
 from kldcloud.errors import KldcloudError
 
 INTERRUPTED = 130
+USAGE = 2
 
 app = typer.Typer(
     name="kldcloud",
@@ -44,24 +46,46 @@ app.command(name="export-kld")(kld.export_kld)
 app.command()(check.check)
 
 
+# Where typer keeps click's class differs between its versions; its public subclass does not.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
 def main() -> None:
     """Run the command line; never ends in a traceback for anything foreseen."""
     try:
-        app()
+        # Left to itself, typer swallows Ctrl-C without a word and draws boxes round its errors.
+        code = app(standalone_mode=False)
     except KldcloudError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except _UsageError as error:
+        sys.exit(_explain_usage(error))
+    if code == INTERRUPTED:
         _complain("stopped; the same command goes on from here")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of stdout has seen enough; Python must not complain again at exit.
-        sys.stdout = None
-        sys.exit(0)
+    sys.exit(code)
+
+
+def _explain_usage(error: Any) -> int:  # noqa: ANN401 - click's class, wherever it is
+    """One line for an unknown option or a missing argument; the help where nothing was asked."""
+    message = str(error.format_message()).rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else app.info.name
+    if message:
+        _complain(f"{message}; see {command} --help")
+    else:
+        error.show()
+    return USAGE
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write("kldcloud: " + " ".join(text.split()) + "\n")
+    # File names and a library's own words can hold anything: they must not steer a terminal.
+    line = " ".join(text.split())
+    if not line.isprintable():
+        from kldcloud.report.escaping import printable
+
+        line = printable(line)
+    sys.stderr.write(f"kldcloud: {line}\n")
 
 
 if __name__ == "__main__":

@@ -25,11 +25,17 @@ def report(
 ) -> None:
     """Show a run's results."""
     from kldcloud.cli.terminal import stdout_console
+    from kldcloud.errors import UserError
     from kldcloud.pipeline.runs import find_run, read_summary
     from kldcloud.report.llama_text import render_llama
     from kldcloud.report.render import render
     from kldcloud.report.terminal import print_table
 
+    if format != "llama" and (candidate is not None or corpus is not None):
+        raise UserError(
+            "--candidate and --corpus choose blocks of --format llama",
+            hint="leave them out, or add --format llama",
+        )
     found = find_run(run, store)
     summary = read_summary(found)
     if format is None:

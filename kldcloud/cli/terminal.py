@@ -61,7 +61,7 @@ class TerminalProgress:
             yield from _line_when_done(label)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TaskProgressColumn(),
             TimeElapsedColumn(),

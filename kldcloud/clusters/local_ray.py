@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from kldcloud.errors import EngineError
@@ -41,6 +42,14 @@ class RayActors:
         """Any other method of a worker, waited for."""
         return self.get(getattr(self._actors[worker], method).remote(*arguments))
 
+    def usage(self) -> list[dict[str, float]]:
+        """What each worker that still answers has used; see `SweepWorker.usage`."""
+        found = []
+        for actor in self._actors:
+            with contextlib.suppress(WorkerDiedError, EngineError):
+                found.append(self.get(actor.usage.remote()))
+        return found
+
     def wait(self, references: Sequence[Any], timeout: float) -> Sequence[Any]:
         ready, _ = self._ray.wait(list(references), num_returns=1, timeout=timeout)
         return list(ready)
@@ -60,7 +69,7 @@ class RayActors:
 def local_ray(workers: int) -> Iterator[None]:
     """Ray for the length of a run.
 
-    Everything listens on loopback only and asks for a token made for this run; there is no
+    Everything listens on loopback only and asks for a token made for this process; there is no
     dashboard and no usage report. Ray's files go to a folder that is removed at the end.
 
     Raises:
@@ -70,7 +79,10 @@ def local_ray(workers: int) -> Iterator[None]:
         {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_AUTH_TOKEN": _token(),
+            # Ray's word for "stay on loopback" (its default on macOS); without it, Ray swaps
+            # 127.0.0.1 for the machine's own address and listens on every interface.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             # Products inside a worker are cut into fixed tiles; BLAS must not cut them again.
             "OPENBLAS_NUM_THREADS": "1",
@@ -97,11 +109,22 @@ def local_ray(workers: int) -> Iterator[None]:
         raise EngineError(
             f"Ray did not start: {_first_line(error)}", hint="run kldcloud check"
         ) from error
+    except BaseException:
+        # Interrupted while it was starting: end what is up already.
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _token() -> str:
+    """One for the life of this process: Ray's client keeps the first that it was given."""
+    return secrets.token_hex(32)
 
 
 def _first_line(error: BaseException) -> str:

@@ -66,7 +66,7 @@ def encode_rows(
     extras: F8,
     top: npt.NDArray[np.int32],
 ) -> None:
-    """Fill rows start..stop of `words`, `extras` (float64 [n, 4]) and `top`; see `kernel.encode`."""
+    """Fill rows start..stop of `words`, `extras` ([n, 4]) and `top`; see `kernel.encode`."""
     vocabulary = logits.shape[1]
     for at in range(start, stop, ROWS_AT_ONCE):
         part = slice(at, min(at + ROWS_AT_ONCE, stop))
@@ -134,12 +134,14 @@ def _binary(t: F8, q: F8) -> F8:
 
 
 def _float_exp(x: F4) -> F4:
-    return np.exp(x.astype(np.float64)).astype(np.float32)
+    rounded: F4 = np.exp(x.astype(np.float64)).astype(np.float32)
+    return rounded
 
 
 def _float_lse(x: F4, largest: F4) -> F4:
     terms = _float_exp(x - largest[:, None])
-    return np.log(terms.sum(axis=1, dtype=np.float64)).astype(np.float32)
+    rounded: F4 = np.log(terms.sum(axis=1, dtype=np.float64)).astype(np.float32)
+    return rounded
 
 
 def _encode(x: F4, words: U2) -> None:

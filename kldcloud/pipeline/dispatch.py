@@ -47,17 +47,19 @@ class _Worker:
     running: deque[tuple[Any, Task]] = field(default_factory=deque)
     engine: object = None
     probe: Any = None
+    culprit: Any = None
     unanswered: int = 0
     gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a group was given up: the shard's object, and the cause in one line."""
+    """Why a group was given up: the shard's object, the cause in one line, and its kind."""
 
     group: str
     key: str
     cause: str
+    kind: type[KldcloudError] = EngineError
 
 
 class Dispatch:
@@ -135,9 +137,9 @@ class Dispatch:
                 return
             for index, (running, task) in enumerate(worker.running):
                 if running is reference:
-                    blamed = index == 0
+                    oldest = worker.running[0][0]
                     del worker.running[index]
-                    self._settle_task(worker, reference, task, blamed=blamed)
+                    self._settle_task(worker, reference, task, oldest)
                     return
 
     def _settle_probe(self, worker: _Worker) -> None:
@@ -153,14 +155,17 @@ class Dispatch:
             return
         worker.probe, worker.unanswered, worker.engine = None, 0, None
 
-    def _settle_task(self, worker: _Worker, reference: Any, task: Task, *, blamed: bool) -> None:  # noqa: ANN401
+    def _settle_task(self, worker: _Worker, reference: Any, task: Task, oldest: Any) -> None:  # noqa: ANN401
         error: KldcloudError | None
         try:
             reply: Reply = self._actors.get(reference)
             error = reply.error
         except WorkerDiedError as died:
             error = died
-            self._quarantine(worker)
+            self._quarantine(worker, oldest)
+        except KldcloudError as failed:
+            # Something unforeseen in the worker, which lives: counted like any failure.
+            error = failed
         if self._is_committed(task.key):
             # A worker may commit and die before it replies: the object is what counts.
             self._on_commit(task)
@@ -169,22 +174,24 @@ class Dispatch:
             return
         if error is None:
             error = StoreError(f"{task.key}: the worker replied, the store does not have it")
-        if blamed or not isinstance(error, WorkerDiedError):
+        if reference is worker.culprit or not isinstance(error, WorkerDiedError):
             self._attempts[task.key] = self._attempts.get(task.key, 0) + 1
         if _is_final(error) or self._attempts.get(task.key, 0) >= MAX_ATTEMPTS:
             self._give_up(task, error)
         else:
             self._waiting.appendleft(task)
 
-    def _quarantine(self, worker: _Worker) -> None:
+    def _quarantine(self, worker: _Worker, oldest: Any) -> None:  # noqa: ANN401
+        """Leave a dead worker alone; of what it had in flight, the oldest task was running."""
         if worker.probe is None and not worker.gone:
+            worker.culprit = oldest
             worker.probe = self._actors.ping(worker.number)
 
     def _give_up(self, task: Task, error: KldcloudError) -> None:
         cause = str(error)
         if isinstance(error, WorkerDiedError):
             cause = f"the worker died {MAX_ATTEMPTS} times on this shard ({cause})"
-        self._failures[task.group] = Failure(task.group, task.key, cause)
+        self._failures[task.group] = Failure(task.group, task.key, cause, type(error))
         self._waiting = deque(other for other in self._waiting if other.group != task.group)
 
 

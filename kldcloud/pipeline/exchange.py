@@ -17,6 +17,7 @@ from kldcloud.pipeline.stage_base import import_kld, kld_identity
 from kldcloud.spec.uri import parse_uri
 from kldcloud.staging.kld_file import KldHeader, KldWriter, read_kld_header, read_kld_tokens
 from kldcloud.staging.stage import StageIdentity, StageReader, load_json
+from kldcloud.store import check_usable
 from kldcloud.store.base import Store
 
 
@@ -27,6 +28,7 @@ def import_base_file(file: str, store: Store, progress: Progress) -> StageIdenti
         UserError: if there is no such file.
         FormatError: if it is not what its header says.
     """
+    check_usable(store)
     uri = parse_uri(file).resolved(Path.cwd())
     with progress.bar(f"fetching {file}", 0) as bar:
         path = fetch(uri, cache=cache_dir(), progress=bar.reach)

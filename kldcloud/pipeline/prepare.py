@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from kldcloud.corpus.chunks import ChunkShape, Tokens, cut_chunks
-from kldcloud.errors import FormatError
+from kldcloud.errors import FormatError, UserError
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
@@ -103,50 +105,103 @@ class PreparedSweep:
         return self.base.header.vocabulary_size
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A file that a job names, looked at and not worked on yet."""
+
+    name: str
+    file: str
+    path: Path
+    header: GgufHeader | KldHeader
+
+    @property
+    def vocabulary(self) -> int:
+        if isinstance(self.header, KldHeader):
+            return self.header.n_vocab
+        return self.header.vocabulary_size
+
+
 def prepare(job: SweepJob, progress: Progress) -> PreparedSweep:
-    """Fetch, convert, quantise, tokenise.
+    """Fetch and check all that the job names; only then hash, convert and quantise.
 
     Raises:
         UserError: for what the job names and is not there, or not what it should be.
         EngineError: if llama.cpp refuses a file.
     """
-    base, corpora = prepare_base(job, progress)
-    candidates = tuple(_candidate(base, spec, progress) for spec in job.candidates)
-    prepared = PreparedSweep(job, base, candidates, corpora)
-    _check_vocabularies(prepared)
-    return prepared
+    source = _find_base(job, progress)
+    found = tuple(_find_candidate(spec, progress) for spec in job.candidates)
+    _check_vocabularies(source, [each for each in found if each is not None])
+    base, corpora = _make_base(job, source, progress)
+    candidates = tuple(
+        _make_candidate(base, each, spec, progress)
+        for each, spec in zip(found, job.candidates, strict=True)
+    )
+    return PreparedSweep(job, base, candidates, corpora)
 
 
 def prepare_base(
     job: SweepJob, progress: Progress
 ) -> tuple[ModelFile | KldBase, tuple[ChunkedCorpus, ...]]:
     """The base and its corpora alone: enough to plan, and no candidate is made for it."""
-    base = _base(job, progress)
-    if isinstance(base, KldBase):
-        return base, (_corpus_of_file(job, base),)
-    return base, tuple(_corpus(base, spec, progress) for spec in job.corpora)
+    return _make_base(job, _find_base(job, progress), progress)
 
 
-def _base(job: SweepJob, progress: Progress) -> ModelFile | KldBase:
+def _find_base(job: SweepJob, progress: Progress) -> _Found:
     spec = job.base
-    if spec.logits is not None:
-        path = _fetch(spec.logits, progress)
-        header = read_kld_header(path)
-        digest = model_sha256(path)
-        return KldBase(spec.display_name, _filename(spec.logits), path, digest, header)
-    if spec.model is None:
-        raise FormatError("the base names neither a model nor logits")
-    path = _fetch(spec.model, progress)
-    source = _model(spec.display_name, _filename(spec.model), path, progress)
-    if spec.convert is None:
-        return source
-    return _quantize(source, spec.convert, spec.display_name, progress)
-
-
-def _candidate(base: ModelFile | KldBase, spec: CandidateSpec, progress: Progress) -> ModelFile:
     if spec.model is not None:
-        path = _fetch(spec.model, progress)
-        return _model(spec.display_name, _filename(spec.model), path, progress)
+        return _find_model("base", spec.display_name, spec.model, progress)
+    if spec.logits is None:
+        raise FormatError("the base names neither a model nor logits")
+    with _about("base"):
+        path = _fetch(spec.logits, progress)
+        return _Found(spec.display_name, spec.logits.filename, path, read_kld_header(path))
+
+
+def _find_candidate(spec: CandidateSpec, progress: Progress) -> _Found | None:
+    """The candidate's file; None for one that is to be made from the base."""
+    if spec.model is None:
+        return None
+    name = spec.display_name
+    return _find_model(f"candidate {name}", name, spec.model, progress)
+
+
+def _find_model(what: str, name: str, uri: SourceUri, progress: Progress) -> _Found:
+    with _about(what):
+        path = _fetch(uri, progress)
+        return _Found(name, uri.filename, path, read_gguf_header(path))
+
+
+@contextmanager
+def _about(what: str) -> Iterator[None]:
+    """Say which part of the job an error is about."""
+    try:
+        yield
+    except UserError as error:
+        hint = error.hint or "correct it in the job, or with --set"
+        raise type(error)(f"{what}: {error.message}", hint=hint) from error
+
+
+def _make_base(
+    job: SweepJob, source: _Found, progress: Progress
+) -> tuple[ModelFile | KldBase, tuple[ChunkedCorpus, ...]]:
+    """The base and its chunks; the texts come first, for they are refused in seconds."""
+    if isinstance(source.header, KldHeader):
+        with progress.bar(f"hashing {source.file}", source.header.expected_bytes) as bar:
+            digest = model_sha256(source.path, bar.advance)
+        kld = KldBase(source.name, source.file, source.path, digest, source.header)
+        return kld, (_corpus_of_file(job, kld),)
+    corpora = tuple(_corpus(source.path, spec, progress) for spec in job.corpora)
+    base = _model(source.name, source.file, source.path, progress)
+    if job.base.convert is not None:
+        base = _quantize(base, job.base.convert, base.name, progress)
+    return base, corpora
+
+
+def _make_candidate(
+    base: ModelFile | KldBase, found: _Found | None, spec: CandidateSpec, progress: Progress
+) -> ModelFile:
+    if found is not None:
+        return _model(found.name, found.file, found.path, progress)
     if spec.quantize is None or isinstance(base, KldBase):
         raise FormatError(f"candidate {spec.display_name} names no model")
     return _quantize(base, spec.quantize, spec.display_name, progress)
@@ -167,21 +222,18 @@ def _model(name: str, file: str, path: Path, progress: Progress) -> ModelFile:
 
 
 def _fetch(uri: SourceUri, progress: Progress) -> Path:
-    with progress.bar(f"fetching {_filename(uri)}", 0) as bar:
+    with progress.bar(f"fetching {uri.filename}", 0) as bar:
         return fetch(uri, cache=cache_dir(), progress=bar.reach)
 
 
-def _filename(uri: SourceUri) -> str:
-    return PurePosixPath(uri.path).name
-
-
-def _corpus(base: ModelFile, spec: CorpusSpec, progress: Progress) -> ChunkedCorpus:
-    with progress.bar(f"reading {spec.name}", 0) as bar:
-        text = read_text(spec.text, cache=cache_dir(), progress=bar.reach)
-    digest = sha256_bytes(text.encode())
-    # llama-perplexity drops one newline at the end of its -f file; so must we, to cut alike.
-    tokens = tokenize(base.path, text.removesuffix("\n")).tokens
-    chunks = cut_chunks(tokens, spec.context, spec.chunks)
+def _corpus(tokenizer: Path, spec: CorpusSpec, progress: Progress) -> ChunkedCorpus:
+    with _about(f"corpus {spec.name}"):
+        with progress.bar(f"reading {spec.name}", 0) as bar:
+            text = read_text(spec.text, cache=cache_dir(), progress=bar.reach)
+        digest = sha256_bytes(text.encode())
+        # llama-perplexity drops one newline at the end of its -f file; so must we, to cut alike.
+        tokens = tokenize(tokenizer, text.removesuffix("\n")).tokens
+        chunks = cut_chunks(tokens, spec.context, spec.chunks)
     return ChunkedCorpus(spec.name, digest, len(tokens), chunks)
 
 
@@ -196,13 +248,11 @@ def _corpus_of_file(job: SweepJob, base: KldBase) -> ChunkedCorpus:
     return ChunkedCorpus(name, base.sha256, base.header.n_chunks * base.header.n_ctx, tokens)
 
 
-def _check_vocabularies(prepared: PreparedSweep) -> None:
-    expected = prepared.vocabulary
-    for candidate in prepared.candidates:
-        found = candidate.header.vocabulary_size
-        if found != expected:
+def _check_vocabularies(base: _Found, candidates: Sequence[_Found]) -> None:
+    for candidate in candidates:
+        if candidate.vocabulary != base.vocabulary:
             raise FormatError(
-                f"candidate {candidate.name} ({candidate.path}) has a vocabulary of {found:,}, "
-                f"the base {expected:,}",
+                f"candidate {candidate.name} ({candidate.path}) has a vocabulary of "
+                f"{candidate.vocabulary:,}, the base {base.vocabulary:,}",
                 hint="only models with the base's tokenizer can be compared with it",
             )

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kldcloud.errors import StoreError, UserError
+from kldcloud.errors import KldcloudError, UserError
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
 from kldcloud.spec.load import load_job
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
 
 DEFAULT_STORE = "./kldcloud-store"
+MAX_JOB_BYTES = 16 << 20
+NO_PART_OF_A_RUN = ("cluster", "store", "shard_chunks")
+"""Fields of a job that change no number, so that runs which differ in them are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,20 @@ def job_bytes(job: object) -> bytes:
 
 
 def _same_job(store: Store, run: str, wanted: bytes) -> bool:
-    key = f"runs/{run}/job.yaml"
+    """Whether a run was launched from this job, wherever it ran and however it was cut."""
+    import yaml
+
     try:
-        return store.size(key) == len(wanted) and store.read(key) == wanted
-    except StoreError:
+        kept = store.read(f"runs/{run}/job.yaml", limit=MAX_JOB_BYTES)
+        return _what_counts(yaml.safe_load(kept)) == _what_counts(yaml.safe_load(wanted))
+    except (KldcloudError, yaml.YAMLError):
         return False
+
+
+def _what_counts(job: object) -> object:
+    if not isinstance(job, dict):
+        return job
+    return {key: value for key, value in job.items() if key not in NO_PART_OF_A_RUN}
 
 
 def _last_sign_of_life(store: Store, run: str) -> str:

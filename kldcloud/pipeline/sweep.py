@@ -11,7 +11,8 @@ from typing import Self
 
 from kldcloud.clusters.local_ray import RayActors, local_ray
 from kldcloud.corpus.chunks import Shard, shard_size
-from kldcloud.errors import EngineError, KldcloudError
+from kldcloud.errors import KldcloudError, StoreError
+from kldcloud.models.llama_library import llama
 from kldcloud.pipeline.dispatch import Dispatch, Failure
 from kldcloud.pipeline.plan import SweepPlan, llama_options, make_plan, run_shards
 from kldcloud.pipeline.prepare import KldBase, ModelFile, PreparedSweep, prepare
@@ -34,6 +35,7 @@ from kldcloud.staging.stage import (
     stage_shards,
     tokens_bytes,
 )
+from kldcloud.store import check_usable
 from kldcloud.store.base import Store
 
 HIDDEN_LIMIT = 1e-6
@@ -66,6 +68,9 @@ def run_sweep(
         KldcloudError: one line that says what, where and the next step.
     """
     started = time.monotonic()
+    # What would end the run after hours of downloads and quantising ends it now.
+    check_usable(store)
+    llama()
     prepared = prepare(job, progress)
     layout = worker_layout(
         cluster, job.engine, _largest_model(prepared), sum(c.count for c in prepared.corpora)
@@ -88,7 +93,7 @@ def run_sweep(
     summary = parse_summary(summary_bytes)
     _publish(store, plan, summary, summary_bytes, partial=bool(failures))
     seconds = time.monotonic() - started
-    _note_life(store, plan, layout, seconds)
+    _note_life(store, plan, layout, seconds, session.usage)
     return SweepOutcome(plan.run, summary, with_failures, seconds)
 
 
@@ -108,12 +113,16 @@ class _Session:
         self._layout = layout
         self._actors: RayActors | None = None
         self._ray = local_ray(layout.workers)
+        self.usage: list[dict[str, float]] = []
+        """Of each worker that lived to the end; empty if none was needed."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._actors is not None:
+            if exception[0] is None:
+                self.usage = self._actors.usage()
             self._actors = None
             self._ray.__exit__(None, None, None)
 
@@ -156,7 +165,7 @@ class _Session:
             ]
             failures = self._run(f"staging {base.name}", tasks, identity.prefix)
             for failure in failures.values():
-                raise EngineError(f"{failure.group}: {failure.key}: {failure.cause}")
+                raise failure.kind(f"{failure.group}: {failure.key}: {failure.cause}")
             head = None
             if identity.encoding == "hidden":
                 head = read_head(base.path, base.header)
@@ -164,7 +173,7 @@ class _Session:
         return plan
 
     def measure(self, plan: SweepPlan) -> tuple[dict[str, Sequence[Shard]], Mapping[str, Failure]]:
-        """Measure every candidate on every corpus; failures come back, they do not raise."""
+        """Measure every candidate on every corpus; a candidate's failure comes back, no raise."""
         prepared = plan.prepared
         shards: dict[str, Sequence[Shard]] = {
             corpus.name: run_shards(self._store, plan, corpus, self._layout.workers)
@@ -186,7 +195,12 @@ class _Session:
             for corpus, identity in zip(prepared.corpora, plan.stages, strict=True)
             for shard in shards[corpus.name]
         ]
-        return shards, self._run("measuring", tasks, f"{plan.prefix}/partials")
+        failures = self._run("measuring", tasks, f"{plan.prefix}/partials")
+        for failure in failures.values():
+            if issubclass(failure.kind, StoreError):
+                # A store that fails says nothing about the candidate: the run stops, to go on.
+                raise failure.kind(f"{failure.group}: {failure.cause}")
+        return shards, failures
 
     def _run(self, label: str, tasks: Sequence[Task], prefix: str) -> Mapping[str, Failure]:
         """Run the tasks whose objects are not there yet."""
@@ -276,7 +290,13 @@ def _publish(
             )
 
 
-def _note_life(store: Store, plan: SweepPlan, layout: WorkerLayout, seconds: float) -> None:
+def _note_life(
+    store: Store,
+    plan: SweepPlan,
+    layout: WorkerLayout,
+    seconds: float,
+    usage: Sequence[Mapping[str, float]],
+) -> None:
     """Wall clock and hosts: worth keeping, never part of the summary."""
     life = {
         "host": socket.gethostname(),
@@ -284,6 +304,8 @@ def _note_life(store: Store, plan: SweepPlan, layout: WorkerLayout, seconds: flo
         "workers": layout.workers,
         "threads": layout.threads,
         "seconds": round(seconds, 3),
+        "driver_cpu_seconds": round(time.process_time(), 3),
+        "worker_usage": [dict(each) for each in usage],
         "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     store.write(f"{plan.prefix}/life/{time.time_ns()}.json", canonical_json(life))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -33,6 +35,7 @@ class SweepWorker:
     def __init__(self, store: str, threads: int, memory: int | None = None) -> None:
         if memory is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        self._started_cpu = time.process_time()
         self._store = open_store(store)
         self._threads = threads
         self._engine: tuple[EngineRef, LlamaEngine] | None = None
@@ -41,9 +44,16 @@ class SweepWorker:
 
     def ping(self) -> int:
         """This process's id: proof that it answers."""
-        import os
-
         return os.getpid()
+
+    def usage(self) -> dict[str, float]:
+        """What this process has used: CPU seconds at work and before it, peak resident bytes."""
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "cpu_seconds": time.process_time() - self._started_cpu,
+            "start_cpu_seconds": self._started_cpu,
+            "peak_bytes": usage.ru_maxrss * 1024.0,
+        }
 
     def run(self, task: Task) -> Reply:
         """Do a task and commit its object. Failures that people can read come back as a reply."""
