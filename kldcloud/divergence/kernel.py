@@ -7,10 +7,11 @@ readably in float64 and takes over where numba does not load (KLDCLOUD_KERNEL=nu
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from types import ModuleType
 
 import numpy as np
@@ -134,6 +135,12 @@ def token_statistics(
     )
 
 
+def join_statistics(parts: Sequence[TokenStatistics]) -> TokenStatistics:
+    """Statistics of consecutive positions, put together."""
+    names = TokenStatistics.__slots__
+    return TokenStatistics(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
+
+
 def encode(
     logits: npt.NDArray[np.float32], tokens: npt.NDArray[np.int32], *, threads: int = 1
 ) -> CodeRows:
@@ -180,7 +187,5 @@ def _over_rows(run: Callable[[int, int], None], rows: int, threads: int) -> None
     # Several slices a thread: rows cost about the same, cores (shared ones) do not.
     cuts = np.linspace(0, rows, 4 * threads + 1).astype(int)
     with ThreadPoolExecutor(threads) as pool:
-        for done in [
-            pool.submit(run, int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False)
-        ]:
+        for done in [pool.submit(run, int(a), int(b)) for a, b in pairwise(cuts)]:
             done.result()

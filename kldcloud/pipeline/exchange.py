@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.divergence.kernel import as_codes
 from kldcloud.errors import FormatError, UserError
@@ -61,8 +63,14 @@ def export_base_file(
         progress.bar(f"writing {output.name}", identity.chunks) as bar,
     ):
         for chunk in range(identity.chunks):
-            rows = reader.encoding.decode(reader.frame(chunk))
-            writer.write_chunk(as_codes(rows, shape.next_tokens(tokens[chunk])).words)
+            next_tokens = shape.next_tokens(tokens[chunk])
+            at = 0
+            words = []
+            for piece in reader.encoding.pieces(reader.frame(chunk)):
+                part = next_tokens[at : at + piece.rows]
+                words.append(as_codes(piece, part).words.copy())
+                at += piece.rows
+            writer.write_chunk(np.concatenate(words))
             bar.advance()
 
 

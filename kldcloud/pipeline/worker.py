@@ -8,9 +8,10 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from kldcloud.corpus.chunks import ChunkShape, Tokens
-from kldcloud.divergence.kernel import TokenStatistics, token_statistics
+from kldcloud.divergence.kernel import TokenStatistics, join_statistics, token_statistics
 from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.records import TokenRecords, concatenate
 from kldcloud.errors import EngineError, FormatError, KldcloudError
@@ -76,9 +77,9 @@ class SweepWorker:
             next_tokens = ChunkShape(identity.context).next_tokens(tokens)
             encoding = self._encoding_for(ref, identity)
             output = self._engine_for(ref).evaluate(tokens, hidden=True)
-            base = encoding.decode(encoding.encode(output, next_tokens))
-            statistics = token_statistics(
-                base, output.logits, next_tokens, threads=self._threads, llama_compat=False
+            frame = encoding.encode(output, next_tokens)
+            statistics = self._compare(
+                encoding, frame, output.logits, next_tokens, llama_compat=False
             )
             return float(statistics.kld.mean())
         except KldcloudError as error:
@@ -112,11 +113,11 @@ class SweepWorker:
         for chunk in task.shard.chunks:
             next_tokens = shape.next_tokens(tokens[chunk])
             logits = engine.evaluate(tokens[chunk]).logits
-            statistics = token_statistics(
-                reader.encoding.decode(reader.frame(chunk)),
+            statistics = self._compare(
+                reader.encoding,
+                reader.frame(chunk),
                 logits,
                 next_tokens,
-                threads=self._threads,
                 llama_compat=task.llama_compat,
             )
             parts.append(_records(statistics, chunk, shape, next_tokens))
@@ -125,6 +126,32 @@ class SweepWorker:
         )
         partial = Partial.from_records(concatenate(parts), identity=identity)
         self._store.write_new(task.key, partial.to_bytes())
+
+    def _compare(
+        self,
+        encoding: Encoding,
+        frame: bytes | memoryview,
+        logits: npt.NDArray[np.float32],
+        next_tokens: Tokens,
+        *,
+        llama_compat: bool,
+    ) -> TokenStatistics:
+        """A chunk's statistics, the base's rows decoded piece by piece."""
+        parts = []
+        at = 0
+        for base in encoding.pieces(frame):
+            part = slice(at, at + base.rows)
+            parts.append(
+                token_statistics(
+                    base,
+                    logits[part],
+                    next_tokens[part],
+                    threads=self._threads,
+                    llama_compat=llama_compat,
+                )
+            )
+            at += base.rows
+        return join_statistics(parts)
 
     def _engine_for(self, ref: EngineRef) -> LlamaEngine:
         if self._engine is None or self._engine[0] != ref:

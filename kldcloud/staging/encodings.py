@@ -6,8 +6,9 @@ decoding needs no sizes from the frame itself: what does not fit exactly is refu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from kldcloud.staging.states import pack_states, unpack_states
 
 ZSTD_LEVEL = 1
 """Measured on rows of two models: higher levels cost several times more and gain a few percent."""
+
+PIECE_ROWS = 64
+"""Rows decoded at once: a few MB, where a chunk of a large vocabulary is over a hundred."""
 
 # A row's 65,536 codes span 16 nats at most, and its minimum is a log-probability; both with room
 # for float32 rounding.
@@ -46,8 +50,10 @@ class Encoding(Protocol):
         """The frame of a chunk, from the base's output and the next tokens [rows]."""
         ...
 
-    def decode(self, frame: bytes | memoryview) -> BaseRows:
-        """The rows of a frame, in a form that the kernel takes.
+    def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
+        """The rows of a frame in order, a part of them at a time, in a form that the kernel takes.
+
+        Each piece is valid until the next is asked for: they share one buffer.
 
         Raises:
             FormatError: if the frame does not hold exactly the stage's rows.
@@ -77,7 +83,7 @@ class LogitsEncoding:
         facts = np.stack([extras.normaliser, extras.tail, extras.target, extras.entropy])
         return facts.astype("<f8").tobytes() + extras.top.astype("<i4").tobytes() + pack(rows.words)
 
-    def decode(self, frame: bytes | memoryview) -> BaseRows:
+    def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
         rows = self._shape.rows
         facts_bytes = rows * 4 * 8
         head_bytes = facts_bytes + rows * 4
@@ -87,8 +93,13 @@ class LogitsEncoding:
         top = np.frombuffer(frame[facts_bytes:head_bytes], "<i4")
         if not np.isfinite(facts).all() or not ((facts[1] >= 0) & (facts[1] <= 1)).all():
             raise FormatError("a frame holds row facts that are no probabilities")
-        extras = RowExtras(facts[0], facts[1], facts[2], facts[3], top)
-        return CodeRows(unpack(frame[head_bytes:], self._shape), self._shape.vocabulary, extras)
+        at = 0
+        for words in unpack(frame[head_bytes:], self._shape):
+            part = slice(at, at + len(words))
+            normaliser, tail, target, entropy = facts[:, part]
+            extras = RowExtras(normaliser, tail, target, entropy, top[part])
+            yield CodeRows(words, self._shape.vocabulary, extras)
+            at += len(words)
 
 
 class KldEncoding:
@@ -107,8 +118,9 @@ class KldEncoding:
         """The frame of a chunk's rows, uint16 [rows, words]."""
         return pack(words)
 
-    def decode(self, frame: bytes | memoryview) -> BaseRows:
-        return CodeRows(unpack(frame, self._shape), self._shape.vocabulary)
+    def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
+        for words in unpack(frame, self._shape):
+            yield CodeRows(words, self._shape.vocabulary)
 
 
 class HiddenEncoding:
@@ -133,11 +145,11 @@ class HiddenEncoding:
             )
         return pack_states(output.hidden, self._head.type_name)
 
-    def decode(self, frame: bytes | memoryview) -> BaseRows:
-        """Logits rebuilt into a buffer that the next call reuses."""
+    def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
+        """All rows as one piece: each product widens the whole head, so fewer are cheaper."""
         states = unpack_states(frame, self._head.type_name, self._shape.rows, self._head.width)
         self._head.logits(states, out=self._buffer, threads=self._threads)
-        return LogitRows(self._buffer)
+        yield LogitRows(self._buffer)
 
 
 def pack(words: npt.NDArray[np.uint16]) -> bytes:
@@ -149,8 +161,10 @@ def pack(words: npt.NDArray[np.uint16]) -> bytes:
     return packed
 
 
-def unpack(frame: bytes | memoryview, shape: StageShape) -> npt.NDArray[np.uint16]:
-    """Code rows of exactly the expected size; a frame that claims another is never inflated.
+def unpack(frame: bytes | memoryview, shape: StageShape) -> Iterator[npt.NDArray[np.uint16]]:
+    """Code rows, `PIECE_ROWS` at a time, in one reused buffer.
+
+    A frame that claims another size than the stage's is never inflated.
 
     Raises:
         FormatError: if the frame is damaged, or holds anything but the stage's rows.
@@ -159,16 +173,35 @@ def unpack(frame: bytes | memoryview, shape: StageShape) -> npt.NDArray[np.uint1
 
     row_words = words_per_row(shape.vocabulary)
     expected = shape.rows * row_words * 2
+    buffer = np.empty((min(PIECE_ROWS, shape.rows), row_words), "<u2")
     try:
         claimed = zstandard.get_frame_parameters(bytes(frame[:18])).content_size
         if claimed != expected:
             raise FormatError(f"a frame claims {claimed} bytes of rows, the stage has {expected}")
-        data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=expected)
+        with zstandard.ZstdDecompressor().stream_reader(frame) as reader:
+            for at in range(0, shape.rows, PIECE_ROWS):
+                words = buffer[: min(PIECE_ROWS, shape.rows - at)]
+                _fill(reader, words)
+                _check_headers(words)
+                yield words
+            if reader.read(1):
+                raise FormatError("a frame holds more rows than the stage has")
     except zstandard.ZstdError as error:
         raise FormatError(f"a frame does not decompress: {error}") from error
-    words = np.frombuffer(data, "<u2").reshape(shape.rows, row_words)
+
+
+def _fill(reader: Any, words: npt.NDArray[np.uint16]) -> None:  # noqa: ANN401 - untyped package
+    target = memoryview(words.data).cast("B")
+    filled = 0
+    while filled < len(target):
+        count = reader.readinto(target[filled:])
+        if not count:
+            raise FormatError("a frame ends before its last row")
+        filled += count
+
+
+def _check_headers(words: npt.NDArray[np.uint16]) -> None:
     header = np.ascontiguousarray(words[:, :4]).view("<f4")
     scale_ok = (header[:, 0] >= 0) & (header[:, 0] <= MAX_SCALE)
     if not (scale_ok & np.isfinite(header[:, 1]) & (header[:, 1] <= MAX_LOG_PROBABILITY)).all():
         raise FormatError("a row's scale or minimum log-probability is not possible")
-    return words
