@@ -14,7 +14,7 @@ def how_to_read(summary: Summary, *, naive_error: bool = True) -> str:
         naive_error: whether the table shows the ± of llama.cpp's KLD.
     """
     results = [measured.result for measured in summary.results if measured.result]
-    sentences = ["KLD in nats a token against the base, exact; lower is better."]
+    sentences = [f"KLD in nats a token against the base, {_exactness(summary)}; lower is better."]
     llama = any(result.llama for result in results)
     if llama:
         sentences.append("Beside it, what llama.cpp prints (clamped at 16 nats).")
@@ -30,6 +30,15 @@ def how_to_read(summary: Summary, *, naive_error: bool = True) -> str:
     if any(result.kld.quantiles == "histogram" for result in results):
         sentences.append("Quantiles come from a histogram, to 0.1 %.")
     return " ".join(sentences)
+
+
+def _exactness(summary: Summary) -> str:
+    """What the base stage's encoding leaves of exactness; see `kldcloud.divergence.codes_numba`."""
+    if summary.encoding == "hidden":
+        return "exact"
+    if summary.encoding == "kld":
+        return "renormalised over tokens within 16 nats of its top, all that a base file keeps"
+    return "exact, with all tokens 16 nats or more below its top taken as one"
 
 
 def progress_note(summary: Summary) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kldcloud.report.markdown import render_markdown
 
 from .summaries import as_summary, candidate, failed, measured, result, summary_dict
@@ -19,8 +21,8 @@ EXPECTED = """\
 | `Q4_K_M` | 0.098 | 6.27 | 0.053735 ± 0.000810 | 0.053628 ± 0.000405 | 0.018807 | 0.478241 \
 | 1.289640 | 5.158560 | 88.62 ± 0.26 | 5.83 ± 0.11 | 1.0381 ± 0.0034 |
 
-KLD in nats a token against the base, exact; lower is better. Beside it, what llama.cpp prints \
-(clamped at 16 nats). There ± takes tokens as independent; elsewhere it is one standard error, \
+KLD in nats a token against the base, exact, with all tokens 16 nats or more below its top taken \
+as one; lower is better. Beside it, what llama.cpp prints (clamped at 16 nats). There ± takes tokens as independent; elsewhere it is one standard error, \
 cluster-robust by chunk.
 
 ## What was measured
@@ -99,3 +101,12 @@ def test_hostile_names_break_neither_the_table_nor_the_page() -> None:
     assert "``x \\| y`\\n# owned\\n\\x1b[31m<script>``" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {13}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [("hidden", "base, exact; lower"), ("logits", "taken as one"), ("kld", "renormalised over")],
+)
+def test_says_how_exact_the_encoding_leaves_the_divergence(encoding: str, words: str) -> None:
+    page = render_markdown(as_summary({**summary_dict(), "encoding": encoding}))
+    assert words in page
