@@ -16,18 +16,25 @@ import math
 import numpy as np
 from numba import njit
 
+from kldcloud.divergence.expf_numba import LIGHT, LIGHT_BLOCK, large_sum, light_sums_block
+from kldcloud.divergence.kept_numba import pack
+from kldcloud.divergence.llama_numba import UNKNOWN
 from kldcloud.divergence.row_numba import (
     BLOCK,
-    HIGHEST_RATIO,
     LN2_64,
     LOG2E,
     LOG2E_OF_F4,
-    _codes_block,
+    ZERO,
+    all_finite,
     first_maximum,
     first_top_code,
+    kept_block,
+    too_broken,
 )
+from kldcloud.divergence.vector_math import min32
 
 f4 = np.float32
+f8 = np.float64  # not float(): to numba that of a float32 is a float32
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -40,8 +47,51 @@ def binary_divergence(t, q):
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def codes_row(x, row, token, tail, target, has_extras, out):
-    """One position from codes; fills `out` as `logits_row` does, returns (top, base top by codes).
+def _whole_pass(x, c, anchor, packed_x, packed_c):
+    """All that needs every entry, in one stream from memory; packs those with a code above 0.
+
+    Returns:
+        (entries packed, start of the block with the largest x, largest x, sum of expf(x - anchor),
+        the part of it on code 0, sum of x: not finite if an x is not).
+    """
+    x_max = x[0]
+    kept = start = 0
+    total = rest = x_sum = 0.0
+    for at in range(0, x.shape[0], LIGHT_BLOCK):
+        xs = x[at : at + LIGHT_BLOCK]
+        cs = c[at : at + LIGHT_BLOCK]
+        kept = pack(xs, cs, packed_x, packed_c, kept)
+        sums = light_sums_block(xs, cs, anchor)
+        total += sums[0]
+        rest += sums[1]
+        x_sum += sums[3]
+        if sums[2] - anchor > LIGHT:
+            total += large_sum(xs, anchor)
+        if sums[2] > x_max:
+            x_max = sums[2]
+            start = at
+    return kept, start, x_max, total, rest, x_sum
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _kept_pass(x, c, c0, c_top, a):
+    """`kept_block` over all packed entries, summed in float64."""
+    p = s = f = e = r = 0.0
+    ratio_min = ZERO
+    for at in range(0, x.shape[0], BLOCK):
+        sums = kept_block(x[at : at + BLOCK], c[at : at + BLOCK], c0, c_top, a)
+        p += sums[0]
+        s += sums[1]
+        f += sums[2]
+        e += sums[3]
+        r += sums[4]
+        ratio_min = min32(ratio_min, sums[5])
+    return p, s, f, e, r, ratio_min
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def codes_row(x, row, token, tail, target, has_extras, packed_x, packed_c, out):
+    """One position from codes; fills `out` as `logits_row` does.
 
     Args:
         x: float32 [V] candidate logits.
@@ -50,7 +100,13 @@ def codes_row(x, row, token, tail, target, has_extras, out):
         tail: the base's exact mass on code 0 (has_extras), else ignored.
         target: the base's exact log-probability of the next token (has_extras), else ignored.
         has_extras: whether tail and target are known.
+        packed_x: float32 [V + SLACK], receives the logits of entries with a code above 0.
+        packed_c: float32 [V + SLACK], receives their codes.
         out: float64 [5].
+
+    Returns:
+        (top, base top by codes, entries packed, sum of expf(x - largest x) or UNKNOWN). A top of -1
+        says that a candidate logit is not finite.
     """
     n = x.shape[0]
     header = row[:4].view(np.float32)
@@ -58,50 +114,43 @@ def codes_row(x, row, token, tail, target, has_extras, out):
     low = header[1]
     c = row[4 : 4 + n]
     base_top = first_top_code(c)
-    if scale == f4(0):
-        return _flat_row(x, token, target, has_extras, out), 0
-    c_top = f4(c[base_top])
-    a = scale * LOG2E
-    c0 = x[base_top] * LOG2E
-    p = s = f = e = r = x_sum = q_tail = 0.0
-    x_max = x[0]
-    start = 0
-    for at in range(0, n, BLOCK):
-        sums = _codes_block(x[at : at + BLOCK], c[at : at + BLOCK], c0, c_top, a)
-        p += sums[0]
-        s += sums[1]
-        f += sums[2]
-        e += sums[3]
-        r += sums[4]
-        x_sum += sums[5]
-        q_tail += sums[7]
-        if sums[6] > x_max:
-            x_max = sums[6]
-            start = at
-    if not math.isfinite(x_sum):
-        return -1, base_top
+    if scale == f4(0) or c[base_top] == 0:
+        return _flat_row(x, token, target, has_extras, out), 0, 0, UNKNOWN
+    anchor = x[base_top]
+    kept, start, x_max, total, rest, x_sum = _whole_pass(x, c, anchor, packed_x, packed_c)
+    if not math.isfinite(x_sum) and not all_finite(x):
+        return -1, base_top, kept, UNKNOWN
     top = start
     while x[top] != x_max:
         top += 1
-    kept_log = float(scale) * float(c_top) + float(low)  # log-probability of the top entry
+    # The sum was made on the bet that the candidate's largest logit is at the base's top.
+    total = total if x_max == anchor else UNKNOWN
+
+    c_top = f4(c[base_top])
+    c0 = anchor * LOG2E
+    p, s, f, e, r, ratio_min = _kept_pass(
+        packed_x[:kept], packed_c[:kept], c0, c_top, scale * LOG2E
+    )
+    kept_log = f8(scale) * f8(c_top) + f8(low)  # log-probability of the top entry
     if not has_extras:
-        tail = _tail_of_file(p * math.exp(kept_log), low, c)
-        target = float(scale) * float(c[token]) + float(low)
-    if float(x_max) * LOG2E_OF_F4 - float(c0) > HIGHEST_RATIO:
+        tail = _tail_of_file(p * math.exp(kept_log), low, n - kept)
+        target = f8(scale) * f8(c[token]) + f8(low)
+    if too_broken(ratio_min, f, r, x_max, c0):
         _codes_row_in_double(x, c, scale, token, x_max, tail, target, has_extras, out)
-        return top, base_top
+        return top, base_top, kept, total
     s *= LN2_64
     eps = (f + s) / p
-    q_kept = p * (1.0 + eps)
-    q = q_kept + q_tail
-    share = q_tail / q
-    kept = f / p - (eps - math.log1p(eps))
+    # Packed entries are reckoned in powers of 2 from c0, the others in powers of e from the anchor.
+    q_rest = rest * math.exp((f8(anchor) * LOG2E_OF_F4 - f8(c0)) * LN2_64)
+    q = p * (1.0 + eps) + q_rest
+    share = q_rest / q
+    kept_kld = f / p - (eps - math.log1p(eps))
     kept_reverse = (r / p + eps) / (1.0 + eps) - math.log1p(eps)
     kept_entropy = math.log(p) - LN2_64 * e / p
-    _join(kept, kept_reverse, kept_entropy, tail, share, has_extras, out)
-    out[2] = (float(c0) - float(x[token]) * LOG2E_OF_F4) * LN2_64 + math.log(q)
+    _join(kept_kld, kept_reverse, kept_entropy, tail, share, has_extras, out)
+    out[2] = (f8(c0) - f8(x[token]) * LOG2E_OF_F4) * LN2_64 + math.log(q)
     out[3] = -target
-    return top, base_top
+    return top, base_top, kept, total
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -122,12 +171,9 @@ def _join(kept, kept_reverse, kept_entropy, tail, share, has_extras, out):
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _tail_of_file(kept_mass, low, c):
+def _tail_of_file(kept_mass, low, zeros):
     """The base's mass on code 0 as a .kld row tells it: what the kept codes leave, if plausible."""
-    zeros = 0
-    for i in range(c.shape[0]):
-        zeros += c[i] == 0
-    return min(max(1.0 - kept_mass, 0.0), zeros * math.exp(float(low)))
+    return min(max(1.0 - kept_mass, 0.0), zeros * math.exp(f8(low)))
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -138,19 +184,19 @@ def _flat_row(x, token, target, has_extras, out):
     q_sum = 0.0
     mean = 0.0
     for i in range(n):
-        q_sum += math.exp(float(x[i]) - float(x[top]))
-        mean += float(x[i])
+        q_sum += math.exp(f8(x[i]) - f8(x[top]))
+        mean += f8(x[i])
     if not math.isfinite(mean):
         return -1
-    lse = float(x[top]) + math.log(q_sum)
+    lse = f8(x[top]) + math.log(q_sum)
     log_n = math.log(n)
     reverse = 0.0
     for i in range(n):
-        lq = float(x[i]) - lse
+        lq = f8(x[i]) - lse
         reverse += math.exp(lq) * (lq + log_n)
     out[0] = lse - mean / n - log_n
     out[1] = reverse
-    out[2] = lse - float(x[token])
+    out[2] = lse - f8(x[token])
     out[3] = -target if has_extras else log_n
     out[4] = log_n
     return top
@@ -161,9 +207,9 @@ def _codes_row_in_double(x, c, scale, token, x_max, tail, target, has_extras, ou
     """The textbook sums in float64, for candidates too broken for the float32 pass."""
     p_sum = q_kept = q_tail = 0.0
     for i in range(x.shape[0]):
-        q = math.exp(float(x[i]) - float(x_max))
+        q = math.exp(f8(x[i]) - f8(x_max))
         if c[i] > 0:
-            p_sum += math.exp(float(scale) * (float(c[i]) - 65535.0))
+            p_sum += math.exp(f8(scale) * (f8(c[i]) - 65535.0))
             q_kept += q
         else:
             q_tail += q
@@ -172,13 +218,13 @@ def _codes_row_in_double(x, c, scale, token, x_max, tail, target, has_extras, ou
     kept = reverse = entropy = 0.0
     for i in range(x.shape[0]):
         if c[i] > 0:
-            lp = float(scale) * (float(c[i]) - 65535.0) - log_p
-            lq = float(x[i]) - float(x_max) - log_q
+            lp = f8(scale) * (f8(c[i]) - 65535.0) - log_p
+            lq = f8(x[i]) - f8(x_max) - log_q
             p = math.exp(lp)
             kept += p * (lp - lq)
             reverse += math.exp(lq) * (lq - lp)
             entropy -= p * lp
     share = q_tail / (q_kept + q_tail)
     _join(kept, reverse, entropy, tail, share, has_extras, out)
-    out[2] = float(x_max) + math.log(q_kept + q_tail) - float(x[token])
+    out[2] = f8(x_max) + math.log(q_kept + q_tail) - f8(x[token])
     out[3] = -target

@@ -28,11 +28,11 @@ from numba import njit
 
 from kldcloud.divergence.vector_math import (
     add_lanes32,
-    code_to_float,
+    at_least32,
     configure_compiler,
     fused32,
-    keep32,
     max32,
+    min32,
     multiply_add32,
     scale32,
 )
@@ -40,6 +40,7 @@ from kldcloud.divergence.vector_math import (
 configure_compiler()
 
 f4 = np.float32
+f8 = np.float64  # not float(): to numba that of a float32 is a float32
 
 BLOCK = 2048
 """Columns a block: float32 sums stay short, and the block's inputs stay in the first cache."""
@@ -88,7 +89,7 @@ STATISTICS = 5
 @njit(nogil=True, error_model="numpy", cache=True)
 def _logits_block(x, b, c0, b0):
     """Sums over one block: candidate logits x, base logits b, anchors c0 and b0 (log2 units)."""
-    p_sum = s_sum = f_sum = e_sum = r_sum = x_sum = ZERO
+    p_sum = s_sum = f_sum = e_sum = r_sum = ratio_min = ZERO
     x_max = x[0]
     for i in range(x.shape[0]):
         t = max32(fused32(b[i], LOG2E, -b0), LOWEST_BASE)
@@ -96,7 +97,8 @@ def _logits_block(x, b, c0, b0):
         f = t - (tm - MAGIC)
         p = fused32(fused32(fused32(fused32(fused32(P6, f, P5), f, P4), f, P3), f, P2), f, P1)
         p = scale32(fused32(p, f, ONE), tm)
-        v = max32(fused32(x[i], LOG2E, -c0) - t, LOWEST_RATIO)
+        ratio = fused32(x[i], LOG2E, -c0) - t
+        v = at_least32(ratio, LOWEST_RATIO)
         vm = v + MAGIC
         g = v - (vm - MAGIC)
         q = fused32(fused32(fused32(fused32(fused32(Q7, g, Q6), g, Q5), g, Q4), g, Q3), g, Q2)
@@ -109,41 +111,57 @@ def _logits_block(x, b, c0, b0):
         f_sum = multiply_add32(f_sum, p, phi)
         e_sum = multiply_add32(e_sum, p, t)
         r_sum = multiply_add32(r_sum, p, fused32(u, u + phi, -phi))
-        x_sum = add_lanes32(x_sum, x[i])
+        ratio_min = min32(ratio_min, ratio)
         x_max = max32(x_max, x[i])
-    return p_sum, s_sum, f_sum, e_sum, r_sum, x_sum, x_max
+    return p_sum, s_sum, f_sum, e_sum, r_sum, ratio_min, x_max
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _codes_block(x, c, c0, c_top, a):
-    """The same sums over entries with a code above 0, and q's mass on those with code 0."""
-    p_sum = s_sum = f_sum = e_sum = r_sum = x_sum = tail = ZERO
-    x_max = x[0]
+def kept_block(x, c, c0, c_top, a):
+    """The same sums over packed entries: x, and codes c (as float32) of step a (log2 units)."""
+    p_sum = s_sum = f_sum = e_sum = r_sum = ratio_min = ZERO
     for i in range(x.shape[0]):
-        t = (code_to_float(c[i]) - c_top) * a
+        t = (c[i] - c_top) * a
         tm = t + MAGIC
         f = t - (tm - MAGIC)
-        whole = fused32(fused32(fused32(fused32(fused32(P6, f, P5), f, P4), f, P3), f, P2), f, P1)
-        whole = scale32(fused32(whole, f, ONE), tm)
-        p = keep32(c[i] > 0, whole)
-        v = max32(fused32(x[i], LOG2E, -c0) - t, LOWEST_RATIO)
+        p = fused32(fused32(fused32(fused32(fused32(P6, f, P5), f, P4), f, P3), f, P2), f, P1)
+        p = scale32(fused32(p, f, ONE), tm)
+        ratio = fused32(x[i], LOG2E, -c0) - t
+        v = at_least32(ratio, LOWEST_RATIO)
         vm = v + MAGIC
         g = v - (vm - MAGIC)
         q = fused32(fused32(fused32(fused32(fused32(Q7, g, Q6), g, Q5), g, Q4), g, Q3), g, Q2)
         s = scale32(ONE, vm)
         sg = s * g
-        curve = (sg * g) * q
-        phi = curve + fused32(sg - v, LN2, s - ONE)
+        phi = fused32(sg * g, q, fused32(sg - v, LN2, s - ONE))
         u = v * LN2
         p_sum = add_lanes32(p_sum, p)
         s_sum = multiply_add32(s_sum, p, v)
         f_sum = multiply_add32(f_sum, p, phi)
         e_sum = multiply_add32(e_sum, p, t)
         r_sum = multiply_add32(r_sum, p, fused32(u, u + phi, -phi))
-        tail = multiply_add32(tail, whole - p, curve + fused32(sg, LN2, s))
-        x_sum = add_lanes32(x_sum, x[i])
-        x_max = max32(x_max, x[i])
-    return p_sum, s_sum, f_sum, e_sum, r_sum, x_sum, x_max, tail
+        ratio_min = min32(ratio_min, ratio)
+    return p_sum, s_sum, f_sum, e_sum, r_sum, ratio_min
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def too_broken(ratio_min, f, r, x_max, c0):
+    """Whether a candidate left the range of the float32 pass, or has a logit that is not finite."""
+    return (
+        not ratio_min > LOWEST_RATIO
+        or not math.isfinite(f)
+        or not math.isfinite(r)
+        or not f8(x_max) * LOG2E_OF_F4 - f8(c0) <= HIGHEST_RATIO
+    )
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def all_finite(x):
+    """Whether no entry is NaN or infinite."""
+    finite = True
+    for i in range(x.shape[0]):
+        finite &= math.isfinite(x[i])
+    return finite
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -206,7 +224,8 @@ def logits_row(x, b, token, out):
     base_top = first_maximum(b)
     c0 = x[base_top] * LOG2E
     b0 = b[base_top] * LOG2E
-    p = s = f = e = r = x_sum = 0.0
+    p = s = f = e = r = 0.0
+    ratio_min = ZERO
     x_max = x[0]
     start = 0
     for at in range(0, n, BLOCK):
@@ -216,16 +235,17 @@ def logits_row(x, b, token, out):
         f += sums[2]
         e += sums[3]
         r += sums[4]
-        x_sum += sums[5]
+        ratio_min = min32(ratio_min, sums[5])
         if sums[6] > x_max:
             x_max = sums[6]
             start = at
-    if not math.isfinite(x_sum):
+    broken = too_broken(ratio_min, f, r, x_max, c0)
+    if broken and not all_finite(x):
         return -1, base_top
     top = start
     while x[top] != x_max:
         top += 1
-    if float(x_max) * LOG2E_OF_F4 - float(c0) > HIGHEST_RATIO:
+    if broken:
         _logits_row_in_double(x, b, token, x_max, b[base_top], out)
         return top, base_top
     s *= LN2_64
@@ -233,8 +253,8 @@ def logits_row(x, b, token, out):
     log_p = math.log(p)
     out[0] = f / p - (eps - math.log1p(eps))
     out[1] = (r / p + eps) / (1.0 + eps) - math.log1p(eps)
-    out[2] = (float(c0) - float(x[token]) * LOG2E_OF_F4) * LN2_64 + log_p + math.log1p(eps)
-    out[3] = (float(b0) - float(b[token]) * LOG2E_OF_F4) * LN2_64 + log_p
+    out[2] = (f8(c0) - f8(x[token]) * LOG2E_OF_F4) * LN2_64 + log_p + math.log1p(eps)
+    out[3] = (f8(b0) - f8(b[token]) * LOG2E_OF_F4) * LN2_64 + log_p
     out[4] = log_p - LN2_64 * e / p
     return top, base_top
 
@@ -244,20 +264,20 @@ def _logits_row_in_double(x, b, token, x_max, b_max, out):
     """The textbook sums in float64, for candidates too broken for the float32 pass."""
     q_sum = p_sum = 0.0
     for i in range(x.shape[0]):
-        q_sum += math.exp(float(x[i]) - float(x_max))
-        p_sum += math.exp(float(b[i]) - float(b_max))
-    lse_q = float(x_max) + math.log(q_sum)
-    lse_p = float(b_max) + math.log(p_sum)
+        q_sum += math.exp(f8(x[i]) - f8(x_max))
+        p_sum += math.exp(f8(b[i]) - f8(b_max))
+    lse_q = f8(x_max) + math.log(q_sum)
+    lse_p = f8(b_max) + math.log(p_sum)
     kld = reverse = entropy = 0.0
     for i in range(x.shape[0]):
-        lq = float(x[i]) - lse_q
-        lp = float(b[i]) - lse_p
+        lq = f8(x[i]) - lse_q
+        lp = f8(b[i]) - lse_p
         p = math.exp(lp)
         kld += p * (lp - lq)
         reverse += math.exp(lq) * (lq - lp)
         entropy -= p * lp
     out[0] = kld
     out[1] = reverse
-    out[2] = lse_q - float(x[token])
-    out[3] = lse_p - float(b[token])
+    out[2] = lse_q - f8(x[token])
+    out[3] = lse_p - f8(b[token])
     out[4] = entropy

@@ -53,8 +53,7 @@ def statistics_of_rows(
                 tops[part, 1] = words[:, HEADER_WORDS : HEADER_WORDS + x.shape[1]].argmax(axis=1)
                 _from_codes(base, part, x, t, out[part])
             if llama:
-                tops[part, 2] = words[:, HEADER_WORDS : HEADER_WORDS + x.shape[1]].argmax(axis=1)
-                _clamped(words, x, t, out[part])
+                tops[part, 2] = _clamped(words, x, t, out[part])
 
 
 def encode_rows(
@@ -160,7 +159,7 @@ def _encode(x: F4, words: U2) -> None:
     words[:, HEADER_WORDS : HEADER_WORDS + x.shape[1]] = above.astype(np.int32)
 
 
-def _clamped(words: U2, x: F4, tokens: npt.NDArray[np.int32], out: F8) -> None:
+def _clamped(words: U2, x: F4, tokens: npt.NDArray[np.int32], out: F8) -> npt.NDArray[np.int64]:
     """llama.cpp's statistics, one float32 operation at a time; see `llama_numba.clamped_row`."""
     scale, low = _header(words)
     codes = words[:, HEADER_WORDS : HEADER_WORDS + x.shape[1]]
@@ -171,6 +170,8 @@ def _clamped(words: U2, x: F4, tokens: npt.NDArray[np.int32], out: F8) -> None:
     out[:, 5] = np.where(lp > np.float32(-CLAMP_NATS), terms, 0).sum(axis=1, dtype=np.float64)
     out[:, 6] = lse - _pick(x, tokens)
     out[:, 7] = -(scale * _pick(codes, tokens).astype(np.float32) + low)
+    top: npt.NDArray[np.int64] = lp.argmax(axis=1)
+    return top
 
 
 def _header(words: U2) -> tuple[F4, F4]:

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 F32 = ir.FloatType()
 F64 = ir.DoubleType()
+I16 = ir.IntType(16)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 
@@ -47,6 +48,15 @@ def configure_compiler() -> None:
             digest.update(source.read_bytes())
         root = Path(os.environ.get("KLDCLOUD_CACHE") or Path.home() / ".cache" / "kldcloud")
         config.CACHE_DIR = str(root / "kernels" / digest.hexdigest()[:16])
+
+
+def wide_vectors() -> bool:
+    """Whether this machine's compiler may use AVX-512."""
+    import llvmlite.binding as llvm
+
+    if config.CPU_FEATURES is not None:
+        return "+avx512f" in config.CPU_FEATURES.split(",")
+    return bool(llvm.get_host_cpu_features().get("avx512f"))
 
 
 def _add_reassociable(number):
@@ -143,6 +153,35 @@ def min32(typing, a, b):
 
 
 @intrinsic
+def at_least32(typing, value, bound):
+    """The value or, if larger, the bound; a NaN stays."""
+
+    def generate(context, builder, signature, arguments):
+        value, bound = arguments
+        return builder.select(builder.fcmp_ordered("<", value, bound), bound, value)
+
+    return types.float32(types.float32, types.float32), generate
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    """Ask memory for an array's entry; an index beyond the end does no harm."""
+
+    def generate(context, builder, signature, arguments):
+        byte = ir.PointerType(ir.IntType(8))
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [], ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        )
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        # For reading, into the nearest cache, as data.
+        builder.call(function, [address, *(ir.Constant(I32, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
 def code_to_float(typing, code):
     """A uint16 code as float32; the detour through int32 is what vectorises."""
 
@@ -154,9 +193,12 @@ def code_to_float(typing, code):
 
 @intrinsic
 def keep32(typing, condition, value):
-    """value where the condition holds, else 0, without a branch."""
+    """value where the condition holds, else -0, without a branch.
+
+    To add -0.0 changes nothing, whatever the sum: LLVM makes the pair one masked addition.
+    """
 
     def generate(context, builder, signature, arguments):
-        return builder.select(arguments[0], arguments[1], ir.Constant(F32, 0.0))
+        return builder.select(arguments[0], arguments[1], ir.Constant(F32, -0.0))
 
     return types.float32(types.boolean, types.float32), generate

@@ -22,8 +22,8 @@ EXPECTED = """\
 | 1.289640 | 5.158560 | 88.62 ± 0.26 | 5.83 ± 0.11 | 1.0381 ± 0.0034 |
 
 KLD in nats a token against the base, exact, with all tokens 16 nats or more below its top taken \
-as one; lower is better. Beside it, what llama.cpp prints (clamped at 16 nats). There ± takes tokens as independent; elsewhere it is one standard error, \
-cluster-robust by chunk.
+as one; lower is better. Beside it, what llama.cpp prints (clamped at 16 nats). There ± takes \
+tokens as independent; elsewhere it is one standard error, cluster-robust by chunk.
 
 ## What was measured
 
