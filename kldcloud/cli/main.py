@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -13,6 +14,8 @@ from kldcloud.errors import KldcloudError
 
 INTERRUPTED = 130
 USAGE = 2
+_PASSWORD = re.compile(r"(?<=:)/{1,2}[^\s/@]*:\S*@")
+"""The part of an address that is never repeated, even as a path that lost one of its slashes."""
 
 app = typer.Typer(
     name="kldcloud",
@@ -54,7 +57,7 @@ def main() -> None:
     """Run the command line; never ends in a traceback for anything foreseen."""
     try:
         # Left to itself, typer swallows Ctrl-C without a word and draws boxes round its errors.
-        code = app(standalone_mode=False)
+        code = app(prog_name="kldcloud", standalone_mode=False)
     except KldcloudError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
@@ -62,6 +65,11 @@ def main() -> None:
         code = INTERRUPTED
     except _UsageError as error:
         sys.exit(_explain_usage(error))
+    except OSError as error:
+        # The machine's doing: a full disk under a library's own cache, an output that is closed.
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}; run the same command again once it is mended")
+        sys.exit(1)
     if code == INTERRUPTED:
         _complain("stopped; the same command goes on from here")
     sys.exit(code)
@@ -80,7 +88,7 @@ def _explain_usage(error: Any) -> int:  # noqa: ANN401 - click's class, wherever
 
 def _complain(text: str) -> None:
     # File names and a library's own words can hold anything: they must not steer a terminal.
-    line = " ".join(text.split())
+    line = _PASSWORD.sub("//***@", " ".join(text.split()))
     if not line.isprintable():
         from kldcloud.report.escaping import printable
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from kldcloud.pipeline.progress import Bar
 
@@ -33,6 +35,32 @@ class _RichBar:
 
     def reach(self, done: int, total: int) -> None:
         self._progress.update(self._task, completed=done, total=total or None)
+
+
+class _Times(ProgressColumn):
+    """Time so far and, from the average pace of this launch, time to come.
+
+    rich's own estimate looks half a minute back, in which a large model may finish no chunk.
+    """
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self._before = before
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.elapsed or 0.0
+        shown = _clock(elapsed)
+        done = task.completed - self._before
+        if task.total and done > 0 and task.completed < task.total:
+            left = elapsed * (task.total - task.completed) / done
+            shown += f", about {_clock(left)} left"
+        return Text(shown, style="dim")
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"
 
 
 class _NoBar:
@@ -64,14 +92,21 @@ class TerminalProgress:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _Times(done),
         )
-        with Progress(*columns, console=errors, transient=True) as progress:
-            task = progress.add_task(label, total=total or None, completed=done)
+        progress = Progress(*columns, console=errors, transient=True)
+        task = progress.add_task(label, total=total or None, completed=done)
+        # What is over at once would only flicker.
+        appear = threading.Timer(SHOWN_AFTER_SECONDS, progress.start)
+        appear.daemon = True
+        appear.start()
+        try:
             yield _RichBar(progress, task)
-            finished = progress.tasks[0]
+        finally:
+            appear.cancel()
+            appear.join()
+            progress.stop()
+        finished = progress.tasks[0]
         _leave_line(label, finished.elapsed or 0.0)
 
     def note(self, text: str) -> None:
@@ -83,6 +118,8 @@ class TerminalProgress:
 
 QUIET_SECONDS = 2.0
 """Work shorter than this leaves no line behind."""
+SHOWN_AFTER_SECONDS = 0.3
+"""Work shorter than this shows no bar."""
 
 
 def stdout_console() -> Console:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
+from kldcloud.clusters.ray_folder import ray_folder
 from kldcloud.errors import EngineError
 from kldcloud.pipeline.dispatch import WorkerDiedError
 from kldcloud.pipeline.tasks import Task
@@ -60,9 +59,11 @@ class RayActors:
             return self._ray.get(reference)
         except exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
-            raise EngineError(f"a worker failed: {type(cause).__name__}: {cause}") from error
+            raise EngineError(
+                f"a worker failed: {type(cause).__name__}: {_first_line(cause)}"
+            ) from error
         except exceptions.RayError as error:
-            raise WorkerDiedError(_first_line(error)) from error
+            raise WorkerDiedError(_cause_of_death(error)) from error
 
 
 @contextlib.contextmanager
@@ -90,41 +91,54 @@ def local_ray(workers: int) -> Iterator[None]:
     )
     import ray
 
-    folder = tempfile.mkdtemp(prefix="kld-")  # short: Ray's sockets have names of 107 bytes at most
-    try:
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            num_gpus=0,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=True,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-        )
-    except (RuntimeError, OSError, ValueError, TimeoutError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise EngineError(
-            f"Ray did not start: {_first_line(error)}", hint="run kldcloud check"
-        ) from error
-    except BaseException:
-        # Interrupted while it was starting: end what is up already.
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    _keep_off_stdout()
+    with ray_folder() as folder:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                num_gpus=0,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=True,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
+            )
+            yield
+        except (RuntimeError, OSError, ValueError, TimeoutError) as error:
+            if ray.is_initialized():
+                raise
+            raise EngineError(
+                f"Ray did not start: {_first_line(error)}", hint="run kldcloud check"
+            ) from error
+        finally:
+            # Also when it was interrupted while it started: some of it may be up.
+            ray.shutdown()
 
 
 @cache
 def _token() -> str:
     """One for the life of this process: Ray's client keeps the first that it was given."""
     return secrets.token_hex(32)
+
+
+def _keep_off_stdout() -> None:
+    """Stop Ray from printing a paragraph where results go each time that a worker dies.
+
+    No option does; dispatch reports what matters, and a test watches stdout.
+    """
+    import ray._private.worker
+
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None  # noqa: SLF001
+
+
+def _cause_of_death(error: BaseException) -> str:
+    """Ray's first line; but of a worker that could not even be made, the error that stopped it."""
+    if "creation task" not in _first_line(error):
+        return _first_line(error)
+    return f"a worker could not start: {str(error).strip().splitlines()[-1].strip()}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -86,6 +86,7 @@ class Dispatch:
         self._waiting: deque[Task] = deque()
         self._attempts: dict[str, int] = {}
         self._failures: dict[str, Failure] = {}
+        self._last_death = ""
 
     def run(self, tasks: Sequence[Task]) -> dict[str, Failure]:
         """Run all tasks; a group with a task that fails for good is dropped, others go on.
@@ -104,7 +105,7 @@ class Dispatch:
             references += [ref for w in self._workers for ref, _ in w.running]
             if not references:
                 raise EngineError(
-                    "every worker died and none came back",
+                    f"every worker died and none came back ({self._last_death})",
                     hint="look for out-of-memory kills; try fewer workers",
                 )
             for reference in self._actors.wait(references, 1.0):
@@ -145,7 +146,8 @@ class Dispatch:
     def _settle_probe(self, worker: _Worker) -> None:
         try:
             self._actors.get(worker.probe)
-        except WorkerDiedError:
+        except WorkerDiedError as died:
+            self._last_death = str(died)
             worker.unanswered += 1
             if worker.unanswered >= MAX_REVIVALS:
                 worker.gone, worker.probe = True, None

@@ -225,17 +225,20 @@ class _Session:
     def _workers(self) -> RayActors:
         if self._actors is None:
             layout = self._layout
-            self._ray.__enter__()
-            self._actors = RayActors(layout.workers, layout.threads, self._store.uri, layout.memory)
+            with self._progress.bar("starting workers", 0):
+                self._ray.__enter__()
+                self._actors = RayActors(
+                    layout.workers, layout.threads, self._store.uri, layout.memory
+                )
         return self._actors
 
     def _why_not_hidden(self, plan: SweepPlan, base: ModelFile) -> str | None:
         """Compare rebuilt logits with the engine's on one chunk, before anything is staged."""
         identity, corpus = plan.stages[0], plan.prepared.corpora[0]
         engine = EngineRef(base.path, identity.context, plan.options)
-        found = self._workers().call(
-            0, "hidden_error", engine, identity, tokens_bytes(corpus.chunks[:1])
-        )
+        workers, chunk = self._workers(), tokens_bytes(corpus.chunks[:1])
+        with self._progress.bar("trying hidden states on one chunk", 0):
+            found = workers.call(0, "hidden_error", engine, identity, chunk)
         if isinstance(found, Reply):
             return str(found.error)
         if found <= HIDDEN_LIMIT:

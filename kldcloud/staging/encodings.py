@@ -93,6 +93,8 @@ class LogitsEncoding:
         top = np.frombuffer(frame[facts_bytes:head_bytes], "<i4")
         if not np.isfinite(facts).all() or not ((facts[1] >= 0) & (facts[1] <= 1)).all():
             raise FormatError("a frame holds row facts that are no probabilities")
+        if not ((top >= 0) & (top < self._shape.vocabulary)).all():
+            raise FormatError("a frame's top token lies outside the vocabulary")
         at = 0
         for words in unpack(frame[head_bytes:], self._shape):
             part = slice(at, at + len(words))

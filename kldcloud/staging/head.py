@@ -126,8 +126,8 @@ def why_not_hidden(header: GgufHeader) -> str | None:
         if f"{header.architecture}.{key}" in header.metadata:
             return f"its logits are changed after the head ({key})"
     tensor = head_tensor(header)
-    if tensor is None:
-        return "it has no output head"
+    if tensor is None or tensor.shape[1:] != (header.vocabulary_size,):
+        return f"it has no output head that fits its {header.vocabulary_size:,} tokens"
     if tensor.type_name not in SUPPORTED_HEADS:
         return f"its head is {tensor.type_name}, whose activation rounding is not reproduced"
     return None

@@ -76,7 +76,8 @@ def parse_header(header: bytes, shard: Shard, size: int, key: str) -> list[Frame
             shard.chunks, json.loads(header)["frames"], strict=True
         ):
             at = frames[-1].offset + frames[-1].size if frames else start
-            if number != chunk or offset + start != at or not 0 <= length <= MAX_FRAME_BYTES:
+            whole = type(length) is int and 0 <= length <= MAX_FRAME_BYTES
+            if number != chunk or offset + start != at or not whole:
                 raise ValueError  # noqa: TRY301 - one refusal for every way to be wrong
             frames.append(Frame(chunk, at, length, str(digest)))
         if frames[-1].offset + frames[-1].size != size:

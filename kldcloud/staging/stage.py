@@ -26,7 +26,7 @@ from kldcloud.staging.encodings import (
 )
 from kldcloud.staging.head import OutputHead
 from kldcloud.staging.shard_file import Frame, build_shard, parse_header, read_header
-from kldcloud.staging.states import SUPPORTED_HEADS, bytes_per_state
+from kldcloud.staging.states import BLOCK, SUPPORTED_HEADS, bytes_per_state
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
@@ -36,6 +36,7 @@ MAX_CHUNKS = 1 << 24
 MAX_VOCABULARY = 1 << 24
 MIN_CONTEXT = 4
 MAX_CONTEXT = 1 << 24
+MAX_WIDTH = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +185,12 @@ class StageReader:
                     hint="a newer kldcloud wrote it: upgrade",
                 )
             self.identity = _identity(manifest)
-            self._shards = [(Shard(a, b), size, sha) for a, b, size, sha in manifest["shards"]]
-            self._head_facts = manifest["head"]
-        except (KeyError, TypeError, ValueError) as error:
+            self._shards = [
+                (Shard(int(first), int(count)), int(size), str(sha))
+                for first, count, size, sha in manifest["shards"]
+            ]
+            self._head_facts = _head_facts(manifest["head"])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FormatError(
                 f"{prefix}/manifest.json is not a stage's manifest", hint="delete the stage"
             ) from error
@@ -244,9 +248,7 @@ class StageReader:
         if facts is None:
             return None
         identity = self.identity
-        kind, width, digest = facts["type"], facts["width"], facts["sha256"]
-        if kind not in SUPPORTED_HEADS or not isinstance(width, int) or not 0 < width <= 1 << 20:
-            raise FormatError(f"{identity.prefix}/manifest.json: not a possible output head")
+        kind, width, digest = facts
         expected = bytes_per_state(kind, width) * identity.vocabulary
         data = self._store.read(f"{identity.prefix}/head", sha256=digest, limit=expected)
         if len(data) != expected:
@@ -265,6 +267,17 @@ def make_encoding(
     if head is None:
         raise FormatError(f"{identity.prefix}: hidden states without an output head")
     return HiddenEncoding(identity.shape, head, threads=threads)
+
+
+def _head_facts(entry: Any) -> tuple[str, int, str] | None:  # noqa: ANN401 - whatever JSON holds
+    """Type, width and digest of a manifest's output head."""
+    if entry is None:
+        return None
+    kind, width = str(entry["type"]), int(entry["width"])
+    whole_blocks = kind != "Q8_0" or width % BLOCK == 0
+    if kind not in SUPPORTED_HEADS or not 0 < width <= MAX_WIDTH or not whole_blocks:
+        raise ValueError
+    return kind, width, str(entry["sha256"])
 
 
 def _identity(manifest: Mapping[str, Any]) -> StageIdentity:

@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from kldcloud.store.base import ObjectInfo, Store, StoreProbe
 from kldcloud.store.digest import sha256_bytes, sha256_file
-from kldcloud.store.opening import open_store
+from kldcloud.store.opening import check_usable, open_store
 
-__all__ = ["ObjectInfo", "Store", "StoreProbe", "open_store", "sha256_bytes", "sha256_file"]
+__all__ = [
+    "ObjectInfo",
+    "Store",
+    "StoreProbe",
+    "check_usable",
+    "open_store",
+    "sha256_bytes",
+    "sha256_file",
+]

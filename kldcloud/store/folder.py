@@ -147,6 +147,26 @@ class FolderStore:
         """Try on throw-away keys what a run relies on, and remove them."""
         return probe_store(self)
 
+    def check_writable(self) -> None:
+        """Look, without writing, whether a first write could succeed.
+
+        Raises:
+            StoreError: it could not; a folder that does not exist is judged by the one above it.
+        """
+        with self._explained("before the first write"):
+            place = self._root
+            while not os.path.lexists(place):
+                place = place.parent
+            if not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            disk = os.statvfs(place)
+            if disk.f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if disk.f_blocks and not disk.f_bavail:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _put(self, key: str, fill: Callable[[BinaryIO], None], *, replace: bool) -> bool:
         target = self._path(key)
         self._refuse_link(self._incoming)

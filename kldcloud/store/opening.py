@@ -43,6 +43,17 @@ def open_store(uri: str) -> Store:
     raise SpecError(f"store URIs that begin with {scheme[1]}: are not supported", hint=_FORMS)
 
 
+def check_usable(store: Store) -> None:
+    """Find out, before any work and without writing, what would stop the first write.
+
+    Raises:
+        StoreError: no such bucket, wrong keys, no answer; a folder that cannot be written.
+    """
+    store.size("runs/any")
+    if isinstance(store, FolderStore):
+        store.check_writable()
+
+
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser().absolute()
