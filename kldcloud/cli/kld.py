@@ -11,7 +11,7 @@ from kldcloud.cli.report import RunName, RunStore
 
 
 def import_kld(
-    file: Annotated[str, typer.Argument(help="A .kld file: a path, s3:// or hf:.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A .kld: a path, s3:// or hf:.")],
     store: Annotated[str, typer.Option(help="The store to stage it in.")] = "./kldcloud-store",
 ) -> None:
     """Stage a base file that llama-perplexity wrote; jobs name it as `base: {logits: FILE}`."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-JobFile = Annotated[Path, typer.Argument(help="The job, such as jobs/demo.yaml.")]
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="Such as jobs/demo.yaml.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change the job: key=value, such as corpora[0].chunks=4."),

@@ -16,7 +16,9 @@ def plan(
     store: StoreAddress = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=1e-3, help="Tokens a second of one worker, instead of a calibration."),
+        typer.Option(
+            min=1e-3, max=1e12, help="Tokens a second of one worker, instead of a calibration."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

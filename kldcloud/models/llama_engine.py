@@ -18,8 +18,12 @@ import numpy.typing as npt
 
 from kldcloud.errors import EngineError, UserError
 from kldcloud.models.engine import ChunkOutput, Tokens, Vocabulary
+from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.llama_library import buffer_type, build_facts, llama, recent_complaints
 from kldcloud.models.llama_states import StateCapture
+
+# Not the binding's names: it has none for BF16.
+_TYPE_NUMBERS = {kind.name: number for number, kind in GGML_TYPES.items()}
 
 BATCH = 2048
 MICRO_BATCH = 512
@@ -116,8 +120,8 @@ class LlamaEngine:
         params.n_seq_max = 1
         params.n_threads = params.n_threads_batch = options.threads
         params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
-        params.type_k = getattr(binding, f"GGML_TYPE_{options.kv_type_k.upper()}")
-        params.type_v = getattr(binding, f"GGML_TYPE_{options.kv_type_v.upper()}")
+        params.type_k = _TYPE_NUMBERS[options.kv_type_k.upper()]
+        params.type_v = _TYPE_NUMBERS[options.kv_type_v.upper()]
         params.swa_full = False
         params.cb_eval = self._capture.callback
         context = binding.llama_init_from_model(self._model, params)

@@ -50,7 +50,7 @@ def _log_callback(binding: ModuleType) -> Any:  # noqa: ANN401
     @binding.llama_log_callback  # type: ignore[untyped-decorator]
     def keep(level: int, text: bytes, _user: object) -> None:
         line = text.decode("utf-8", "replace").strip()
-        if level >= _WARNING and line:
+        if level >= _WARNING and line.strip("."):  # dots are progress
             _recent.append(line)
 
     return keep
@@ -80,7 +80,7 @@ def build_facts() -> dict[str, str]:
     backend = "GPU" if binding.llama_supports_gpu_offload() else "CPU"
     return {
         "name": "llama.cpp",
-        "version": f"llama-cpp-python {binding.__version__}",
+        "version": f"{binding.__version__} (llama-cpp-python)",
         "backend": backend,
         "instructions": " ".join(_switched_on(system)),
     }

@@ -57,7 +57,7 @@ class SweepEstimate:
 
     def to_text(self) -> str:
         """A few lines for a person."""
-        lines = [f"{self.name}: {self.candidates} candidates"]
+        lines = [f"{self.name}: {_counted(self.candidates, 'candidate')}"]
         lines += [
             f"  {c.name}: {c.chunks} chunks of {c.context} tokens, {c.rows:,} scored positions"
             f" ({c.tokens:,} tokens in the text)"
@@ -69,8 +69,8 @@ class SweepEstimate:
         lines.append(f"  encoding {self.encoding}: {self.reason}")
         lines.append(
             f"  {self.evaluations} chunk evaluations at {self.tokens_a_second:,.0f} tokens/s a "
-            f"worker ({self.rate_source}), {self.workers} workers x {self.threads} threads: "
-            f"about {_duration(self.seconds)}"
+            f"worker ({self.rate_source}), {_counted(self.workers, 'worker')} of "
+            f"{_counted(self.threads, 'thread')}: about {_duration(self.seconds)}"
         )
         return "\n".join(lines)
 
@@ -142,6 +142,10 @@ def _calibrate(
         return corpus.context / (time.perf_counter() - started)
     finally:
         engine.close()
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _size(size: float) -> str:

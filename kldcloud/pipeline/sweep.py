@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +9,17 @@ from typing import Self
 
 from kldcloud.clusters.local_ray import RayActors, local_ray
 from kldcloud.corpus.chunks import Shard, shard_size
-from kldcloud.errors import KldcloudError, StoreError
+from kldcloud.errors import StoreError
 from kldcloud.models.llama_library import llama
 from kldcloud.pipeline.dispatch import Dispatch, Failure
 from kldcloud.pipeline.plan import SweepPlan, llama_options, make_plan, run_shards
 from kldcloud.pipeline.prepare import KldBase, ModelFile, PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
 from kldcloud.pipeline.reduce import group_name, reduce_run
-from kldcloud.pipeline.runs import job_bytes
 from kldcloud.pipeline.stage_base import import_kld
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, StageTask, Task
 from kldcloud.pipeline.workers import WorkerLayout, worker_layout
-from kldcloud.report.render import render
 from kldcloud.report.summary_file import Summary, parse_summary
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
@@ -77,23 +74,23 @@ def run_sweep(
     )
     options = llama_options(cluster.engine_for(job.engine), layout.threads)
     session = _Session(store, progress, layout)
-    plan = make_plan(prepared, options, remote=store.uri.startswith("s3:"), force_logits=None)
+    plan = make_plan(prepared, options, remote=store.uri.startswith("s3:"))
     refused = _refusal_on_record(store, plan)
     if refused is not None:
         plan = make_plan(prepared, options, remote=False, force_logits=refused)
-    if (found := _finished(store, plan)) is not None:
+    if (found := finished(store, plan)) is not None:
         progress.note(f"run {plan.run} is complete already")
         return SweepOutcome(plan.run, found, {}, time.monotonic() - started)
     with session:
         plan = session.stage(plan)
-        _note_plan(store, plan)
+        note_plan(store, plan)
         shards, failures = session.measure(plan)
     with_failures = {name: failures[name] for name in sorted(failures)}
     summary_bytes = reduce_run(store, plan, shards, with_failures)
     summary = parse_summary(summary_bytes)
-    _publish(store, plan, summary, summary_bytes, partial=bool(failures))
+    publish(store, plan, summary, summary_bytes, partial=bool(failures))
     seconds = time.monotonic() - started
-    _note_life(store, plan, layout, seconds, session.usage)
+    note_life(store, plan, layout, seconds, session.usage)
     return SweepOutcome(plan.run, summary, with_failures, seconds)
 
 
@@ -246,17 +243,6 @@ class _Session:
         return f"rebuilt logits are {found:.2g} nats from the engine's, over {HIDDEN_LIMIT:.0e}"
 
 
-def _note_plan(store: Store, plan: SweepPlan) -> None:
-    """Leave what a run is made of beside it, for people and for `report` and `export-kld`."""
-    stages = [
-        [corpus.name, identity.key]
-        for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True)
-    ]
-    facts = {"run": plan.run, "encoding": plan.choice.encoding, "stages": stages}
-    store.write_new(f"{plan.prefix}/plan.json", canonical_json(facts))
-    store.write_new(f"{plan.prefix}/job.yaml", job_bytes(plan.prepared.job))
-
-
 def _refusal_on_record(store: Store, plan: SweepPlan) -> str | None:
     """Why an earlier launch found hidden states unfit for this base, if one did."""
     if plan.choice.encoding != "hidden":
@@ -265,50 +251,3 @@ def _refusal_on_record(store: Store, plan: SweepPlan) -> str | None:
     if store.size(key) is None:
         return None
     return str(load_json(store, key).get("reason"))
-
-
-def _finished(store: Store, plan: SweepPlan) -> Summary | None:
-    key = f"{plan.prefix}/summary.json"
-    if store.size(key) is None:
-        return None
-    return parse_summary(store.read(key, limit=1 << 26))
-
-
-def _publish(
-    store: Store, plan: SweepPlan, summary: Summary, data: bytes, *, partial: bool
-) -> None:
-    """Write the reports; summary.json last, and only if nothing is missing from it."""
-    prefix = plan.prefix
-    store.write(f"{prefix}/report.md", render(summary, "md").encode())
-    store.write(f"{prefix}/report.csv", render(summary, "csv").encode())
-    if partial:
-        store.write(f"{prefix}/summary-partial.json", data)
-        return
-    if not store.write_new(f"{prefix}/summary.json", data):
-        stored = store.read(f"{prefix}/summary.json", limit=1 << 26)
-        if stored != data:
-            raise KldcloudError(
-                f"{prefix}/summary.json is there already and differs from this result",
-                hint="keep both stores and report this: it must never happen",
-            )
-
-
-def _note_life(
-    store: Store,
-    plan: SweepPlan,
-    layout: WorkerLayout,
-    seconds: float,
-    usage: Sequence[Mapping[str, float]],
-) -> None:
-    """Wall clock and hosts: worth keeping, never part of the summary."""
-    life = {
-        "host": socket.gethostname(),
-        "cores": os.cpu_count(),
-        "workers": layout.workers,
-        "threads": layout.threads,
-        "seconds": round(seconds, 3),
-        "driver_cpu_seconds": round(time.process_time(), 3),
-        "worker_usage": [dict(each) for each in usage],
-        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    store.write(f"{plan.prefix}/life/{time.time_ns()}.json", canonical_json(life))

@@ -70,7 +70,9 @@ def read_tree(path: Path) -> Located:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise SpecError(f"{label}: there is no such file") from None
+        raise SpecError(
+            f"{label}: there is no such file", hint="check the path, or start from jobs/demo.yaml"
+        ) from None
     except IsADirectoryError:
         raise SpecError(f"{label}: is a folder, not a file") from None
     except (OSError, ValueError) as error:

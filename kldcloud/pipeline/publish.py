@@ -1,0 +1,75 @@
+"""What a run leaves in its folder: plan and job, reports, summary.json, and signs of life."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+
+from kldcloud.errors import KldcloudError
+from kldcloud.pipeline.plan import SweepPlan
+from kldcloud.pipeline.runs import job_bytes
+from kldcloud.pipeline.workers import WorkerLayout
+from kldcloud.report.render import render
+from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
+from kldcloud.staging.stage import canonical_json
+from kldcloud.store.base import Store
+
+
+def note_plan(store: Store, plan: SweepPlan) -> None:
+    """Leave what a run is made of beside it, for people and for `report` and `export-kld`."""
+    stages = [
+        [corpus.name, identity.key]
+        for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True)
+    ]
+    facts = {"run": plan.run, "encoding": plan.choice.encoding, "stages": stages}
+    store.write_new(f"{plan.prefix}/plan.json", canonical_json(facts))
+    store.write_new(f"{plan.prefix}/job.yaml", job_bytes(plan.prepared.job))
+
+
+def finished(store: Store, plan: SweepPlan) -> Summary | None:
+    """The run's summary if it is complete."""
+    key = f"{plan.prefix}/summary.json"
+    if store.size(key) is None:
+        return None
+    return parse_summary(store.read(key, limit=MAX_SUMMARY_BYTES))
+
+
+def publish(store: Store, plan: SweepPlan, summary: Summary, data: bytes, *, partial: bool) -> None:
+    """Write the reports; summary.json last, and only if nothing is missing from it."""
+    prefix = plan.prefix
+    store.write(f"{prefix}/report.md", render(summary, "md").encode())
+    store.write(f"{prefix}/report.csv", render(summary, "csv").encode())
+    if partial:
+        store.write(f"{prefix}/summary-partial.json", data)
+        return
+    if not store.write_new(f"{prefix}/summary.json", data):
+        stored = store.read(f"{prefix}/summary.json", limit=MAX_SUMMARY_BYTES)
+        if stored != data:
+            raise KldcloudError(
+                f"{prefix}/summary.json is there already and differs from this result",
+                hint="keep both stores and report this: it must never happen",
+            )
+    store.delete(f"{prefix}/summary-partial.json")
+
+
+def note_life(
+    store: Store,
+    plan: SweepPlan,
+    layout: WorkerLayout,
+    seconds: float,
+    usage: Sequence[Mapping[str, float]],
+) -> None:
+    """Wall clock and hosts: worth keeping, never part of the summary."""
+    life = {
+        "host": socket.gethostname(),
+        "cores": os.cpu_count(),
+        "workers": layout.workers,
+        "threads": layout.threads,
+        "seconds": round(seconds, 3),
+        "driver_cpu_seconds": round(time.process_time(), 3),
+        "worker_usage": [dict(each) for each in usage],
+        "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    store.write(f"{plan.prefix}/life/{time.time_ns()}.json", canonical_json(life))
