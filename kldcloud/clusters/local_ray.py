@@ -71,7 +71,8 @@ def local_ray(workers: int) -> Iterator[None]:
     """Ray for the length of a run.
 
     Everything listens on loopback only and asks for a token made for this process; there is no
-    dashboard and no usage report. Ray's files go to a folder that is removed at the end.
+    dashboard and no usage report. Ray's files go to a folder that is removed at the end. Nothing
+    may import ray before: it reads some of these settings only then.
 
     Raises:
         EngineError: if Ray does not start.

@@ -96,10 +96,8 @@ def test_a_hostile_or_mistyped_file_is_refused_in_one_line(
 def test_a_file_that_is_not_there_or_is_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         read_tree(tmp_path / "none.yaml")
-    assert (
-        str(caught.value)
-        == f"{tmp_path}/none.yaml: there is no such file; check the path, or start from jobs/demo.yaml"
-    )
+    missing = f"{tmp_path}/none.yaml: there is no such file"
+    assert str(caught.value) == f"{missing}; check the path, or start from jobs/demo.yaml"
     with pytest.raises(SpecError) as caught:
         read_tree(tmp_path)
     assert str(caught.value) == f"{tmp_path}: is a folder, not a file"
