@@ -48,6 +48,7 @@ class _Worker:
     engine: object = None
     probe: Any = None
     culprit: Any = None
+    spared: str | None = None
     unanswered: int = 0
     gone: bool = False
 
@@ -165,9 +166,13 @@ class Dispatch:
         except WorkerDiedError as died:
             error = died
             self._quarantine(worker, oldest)
+            if reference is not worker.culprit and worker.spared is None:
+                worker.spared = task.key
         except KldcloudError as failed:
             # Something unforeseen in the worker, which lives: counted like any failure.
             error = failed
+        if not isinstance(error, WorkerDiedError):
+            self._clear(worker, reference)
         if self._is_committed(task.key):
             # A worker may commit and die before it replies: the object is what counts.
             self._on_commit(task)
@@ -186,8 +191,14 @@ class Dispatch:
     def _quarantine(self, worker: _Worker, oldest: Any) -> None:  # noqa: ANN401
         """Leave a dead worker alone; of what it had in flight, the oldest task was running."""
         if worker.probe is None and not worker.gone:
-            worker.culprit = oldest
+            worker.culprit, worker.spared = oldest, None
             worker.probe = self._actors.ping(worker.number)
+
+    def _clear(self, worker: _Worker, reference: Any) -> None:  # noqa: ANN401
+        """A task that replied has not killed its worker: if it was taken to, the next one has."""
+        if reference is worker.culprit and worker.spared is not None:
+            self._attempts[worker.spared] = self._attempts.get(worker.spared, 0) + 1
+            worker.spared = None
 
     def _give_up(self, task: Task, error: KldcloudError) -> None:
         cause = str(error)

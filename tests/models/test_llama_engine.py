@@ -1,0 +1,253 @@
+"""llama.cpp as an engine: logits that depend on the model and the chunk, and on nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kldcloud.corpus.chunks import ChunkShape
+from kldcloud.divergence.base_rows import LogitRows
+from kldcloud.divergence.kernel import token_statistics
+from kldcloud.errors import EngineError, UserError
+from kldcloud.models.gguf_header import read_gguf_header
+from kldcloud.models.llama_engine import BATCH, LlamaEngine, LlamaOptions, tokenize
+from kldcloud.models.llama_library import llama
+from kldcloud.spec.engine import KvType
+from kldcloud.staging.head import read_head
+from kldcloud.staging.states import pack_states, unpack_states
+from tests.golden.cases import TEXT
+from tests.pipeline.odd_models import hungry
+from tests.tiny_models import BOS_ID, TinyPair, tiny_pair
+
+Tokens = npt.NDArray[np.int32]
+PLAIN = LlamaOptions()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    return tiny_pair(tmp_path_factory.mktemp("bos"), vocabulary=321, bos=True)
+
+
+@pytest.fixture(scope="module")
+def without_bos(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    return tiny_pair(tmp_path_factory.mktemp("nobos"), vocabulary=321, bos=False)
+
+
+@pytest.fixture(scope="module")
+def tokens(pair: TinyPair) -> Tokens:
+    return tokenize(pair.base, TEXT.read_text()).tokens
+
+
+def evaluate(path: Path, chunk: Tokens, options: LlamaOptions = PLAIN) -> npt.NDArray[np.float32]:
+    """A chunk's logits from a fresh engine; a copy."""
+    engine = LlamaEngine(path, len(chunk), options)
+    try:
+        return engine.evaluate(chunk).logits.copy()
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("context", [8, 9, 128, 700])
+def test_a_chunk_gives_one_row_a_scored_position(
+    pair: TinyPair, tokens: Tokens, context: int
+) -> None:
+    logits = evaluate(pair.base, tokens[:context])
+    assert logits.shape == (ChunkShape(context).rows, 321)
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("model", ["base", "candidate"])
+def test_threads_change_no_bit(pair: TinyPair, tokens: Tokens, model: str) -> None:
+    path = getattr(pair, model)
+    found = {
+        evaluate(path, tokens[:256], LlamaOptions(threads=threads)).tobytes()
+        for threads in (1, 2, 3)
+    }
+    assert len(found) == 1
+
+
+def test_what_was_evaluated_before_changes_no_bit(pair: TinyPair, tokens: Tokens) -> None:
+    chunks = tokens[: 4 * 128].reshape(4, 128)
+    fresh = [evaluate(pair.candidate, chunk).tobytes() for chunk in chunks]
+    assert len(set(fresh)) == 4
+    engine = LlamaEngine(pair.candidate, 128, PLAIN)
+    for at in (2, 0, 0, 3, 1, 2):
+        hidden = at % 2 == 0
+        assert engine.evaluate(chunks[at], hidden=hidden).logits.tobytes() == fresh[at]
+    engine.close()
+
+
+@pytest.mark.parametrize("model", ["base", "candidate"])
+@pytest.mark.parametrize("context", [128, BATCH + 300])
+def test_hidden_states_times_the_head_are_the_logits(
+    pair: TinyPair, tokens: Tokens, model: str, context: int
+) -> None:
+    path: Path = getattr(pair, model)
+    head = read_head(path, read_gguf_header(path))
+    engine = LlamaEngine(path, context, PLAIN)
+    output = engine.evaluate(tokens[:context], hidden=True)
+    assert output.hidden is not None
+    rows = len(output.logits)
+    packed = pack_states(output.hidden, head.type_name)
+    rebuilt = np.empty_like(output.logits)
+    head.logits(unpack_states(packed, head.type_name, rows, head.width), out=rebuilt)
+    assert np.abs(rebuilt - output.logits).max() < 1e-4
+    statistics = token_statistics(
+        LogitRows(rebuilt), output.logits, ChunkShape(context).next_tokens(tokens[:context])
+    )
+    assert abs(statistics.kld.mean()) < 1e-8
+    assert (statistics.top == statistics.top_base).all()
+    engine.close()
+
+
+def test_hidden_states_are_only_copied_when_they_are_wanted(pair: TinyPair, tokens: Tokens) -> None:
+    engine = LlamaEngine(pair.base, 128, PLAIN)
+    first = engine.evaluate(tokens[:128], hidden=True).hidden
+    assert first is not None
+    kept = first.copy()
+    assert engine.evaluate(tokens[128:256]).hidden is None
+    assert (first == kept).all(), "the states of a chunk must outlive the next"
+    engine.close()
+
+
+@pytest.mark.parametrize("context", [BATCH + 1, BATCH + 300, 2 * BATCH])
+def test_a_context_of_two_batches_gives_the_rows_that_one_batch_would(
+    pair: TinyPair, tokens: Tokens, context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(tokens) >= 2 * BATCH
+    in_two = evaluate(pair.base, tokens[:context])
+    monkeypatch.setattr("kldcloud.models.llama_engine.BATCH", 2 * BATCH)
+    in_one = evaluate(pair.base, tokens[:context])
+    assert in_two.shape == in_one.shape == (ChunkShape(context).rows, 321)
+    assert np.abs(in_two - in_one).max() < 1e-4
+
+
+def test_bos_stands_first_where_the_vocabulary_says_so_and_nowhere_else(
+    pair: TinyPair, without_bos: TinyPair, tokens: Tokens
+) -> None:
+    chunk = tokens[128:256].copy()
+    replaced = chunk.copy()
+    replaced[0] = BOS_ID
+    assert chunk[0] != BOS_ID
+    with_bos = evaluate(pair.base, chunk)
+    assert (with_bos == evaluate(pair.base, replaced)).all()
+    plain = evaluate(without_bos.base, chunk)
+    assert (evaluate(without_bos.base, replaced) == with_bos).all()
+    assert (plain != with_bos).any()
+    assert chunk[0] != BOS_ID, "the caller's tokens are not touched"
+
+
+def test_a_text_is_tokenised_with_its_special_tokens_added_and_not_recognised(
+    pair: TinyPair, without_bos: TinyPair
+) -> None:
+    added = tokenize(pair.base, "the text </s>")
+    plain = tokenize(without_bos.base, "the text </s>")
+    assert added.tokens[0] == BOS_ID
+    assert (added.tokens[1:] == plain.tokens).all()
+    assert 2 not in plain.tokens
+    assert (added.vocabulary.size, added.vocabulary.add_bos, added.vocabulary.bos) == (321, True, 1)
+    assert not plain.vocabulary.add_bos
+
+
+def test_an_empty_text_has_no_tokens_but_bos(pair: TinyPair, without_bos: TinyPair) -> None:
+    assert tokenize(pair.base, "").tokens.tolist() == [BOS_ID]
+    assert tokenize(without_bos.base, "").tokens.tolist() == []
+
+
+def test_an_override_to_a_buffer_that_this_build_has_changes_no_bit(
+    pair: TinyPair, tokens: Tokens
+) -> None:
+    kept = LlamaOptions(tensor_overrides={r"ffn_.*": "CPU"})
+    chunk = tokens[:128]
+    assert (evaluate(pair.base, chunk, kept) == evaluate(pair.base, chunk)).all()
+
+
+def test_an_override_to_an_unknown_buffer_names_the_ones_there_are(pair: TinyPair) -> None:
+    options = LlamaOptions(tensor_overrides={r"ffn_.*": "CUDA7"})
+    with pytest.raises(UserError, match=r"engine\.tensor_overrides: no buffer type 'CUDA7'.*CPU"):
+        LlamaEngine(pair.base, 128, options)
+
+
+def test_what_moves_a_logit_is_in_the_fingerprint_and_threads_are_not() -> None:
+    plain = PLAIN.fingerprint()
+    assert replace(PLAIN, threads=3).fingerprint() == plain
+    for changes in (
+        {"n_gpu_layers": 1},
+        {"tensor_overrides": {"a": "CPU"}},
+        {"flash_attention": "off"},
+        {"kv_type_k": "f32"},
+        {"kv_type_v": "f32"},
+        {"repack": False},
+    ):
+        assert replace(PLAIN, **changes).fingerprint() != plain  # type: ignore[arg-type]  # fields
+    assert {"version", "backend", "instructions"} <= set(plain)
+
+
+@pytest.mark.parametrize(
+    "options", [LlamaOptions(flash_attention="off"), LlamaOptions(kv_type_k="bf16")]
+)
+def test_engine_options_reach_the_engine(
+    pair: TinyPair, tokens: Tokens, options: LlamaOptions
+) -> None:
+    chunk = tokens[:128]
+    assert (evaluate(pair.candidate, chunk, options) != evaluate(pair.candidate, chunk)).any()
+
+
+@pytest.mark.parametrize("kind", get_args(KvType))
+def test_every_cache_type_that_a_job_may_name_reaches_llama_cpp(
+    kind: str, tmp_path: Path, tokens: Tokens
+) -> None:
+    # A head of 128 values is whole blocks of each.
+    path = hungry(tmp_path / "wide.gguf", 321, 128)
+    logits = evaluate(path, tokens[:64], LlamaOptions(kv_type_k=kind, kv_type_v=kind))
+    assert np.isfinite(logits).all()
+
+
+def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "none.gguf"
+    path.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(EngineError, match=r"none\.gguf: llama\.cpp could not load it") as caught:
+        LlamaEngine(path, 128, PLAIN)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EngineError, match="could not load it"):
+        tokenize(path, "text")
+
+
+def test_a_tokenizer_that_appends_eos_is_refused(pair: TinyPair, tmp_path: Path) -> None:
+    path = tmp_path / "eos.gguf"
+    data = pair.base.read_bytes()
+    key = b"tokenizer.ggml.add_eos_token" + (7).to_bytes(4, "little")
+    assert data.count(key + b"\0") == 1
+    path.write_bytes(data.replace(key + b"\0", key + b"\1"))
+    with pytest.raises(UserError, match="appends an end-of-text token"):
+        tokenize(path, "text")
+
+
+def test_an_engine_that_could_not_be_made_leaves_no_model_behind(
+    pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[object] = []
+    free = llama().llama_model_free
+
+    def watch(model: ctypes.c_void_p) -> None:
+        freed.append(model)
+        free(model)
+
+    monkeypatch.setattr(llama(), "llama_model_free", watch)
+    # A head of 16 values is no whole block of this type.
+    with pytest.raises(EngineError, match=r"could not make a context .* does not divide"):
+        LlamaEngine(pair.base, 128, LlamaOptions(kv_type_k="q8_0"))
+    assert len(freed) == 1
+
+
+def test_an_engine_can_be_closed_twice(pair: TinyPair) -> None:
+    engine = LlamaEngine(pair.base, 128, PLAIN)
+    engine.close()
+    engine.close()
