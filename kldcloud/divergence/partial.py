@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 from typing import Self
 
@@ -29,6 +31,8 @@ _IDENTITY = "kldcloud.partial"
 _MOMENTS = "kldcloud.moments"
 _LLAMA_SUMS = "kldcloud.llama_sums"
 _HISTOGRAM = "kldcloud.kld_histogram"
+_SIGNED = (_IDENTITY, _MOMENTS, _LLAMA_SUMS, _HISTOGRAM)
+_DIGEST = "kldcloud.sha256"
 _MAX_IDENTITY_BYTES = 1 << 16
 _TRIANGLE = np.tril_indices(len(VARIABLES))
 _MOMENT_NUMBERS = 1 + len(VARIABLES) + len(_TRIANGLE[0])
@@ -90,16 +94,15 @@ class Partial:
         """One Parquet object; the same partial gives the same bytes."""
         identity = {"version": _VERSION, "variables": VARIABLES, **asdict(self.identity)}
         moments = [[item.count, *item.mean, *item.comoment[_TRIANGLE]] for item in self.moments]
+        sums = [astuple(item) for item in self.llama_sums]
+        metadata = {
+            _IDENTITY: json.dumps(identity, sort_keys=True).encode(),
+            _MOMENTS: _encode(np.array(moments, "<f8").tobytes()),
+            _LLAMA_SUMS: _encode(np.array(sums, "<f8").tobytes()),
+            _HISTOGRAM: _encode(self.kld_histogram.to_bytes()),
+        }
         return to_parquet(
-            self.records,
-            {
-                _IDENTITY: json.dumps(identity, sort_keys=True).encode(),
-                _MOMENTS: _encode(np.array(moments, "<f8").tobytes()),
-                _LLAMA_SUMS: _encode(
-                    np.array([astuple(item) for item in self.llama_sums], "<f8").tobytes()
-                ),
-                _HISTOGRAM: _encode(self.kld_histogram.to_bytes()),
-            },
+            self.records, {**metadata, _DIGEST: _content_digest(self.records, metadata)}
         )
 
     @classmethod
@@ -124,7 +127,7 @@ class Partial:
                 histogram do not describe its records.
         """
         file = from_parquet(data, max_rows=max_rows, name=name)
-        missing = {_IDENTITY, _MOMENTS, _LLAMA_SUMS, _HISTOGRAM} - set(file.metadata)
+        missing = {*_SIGNED, _DIGEST} - set(file.metadata)
         if missing:
             raise FormatError(f"{name}: token records without {', '.join(sorted(missing))}")
         identity = _read_identity(file.metadata[_IDENTITY], name)
@@ -149,6 +152,12 @@ class Partial:
             raise FormatError(f"{name}: {error.message}") from error
         partial = cls(identity, file.records, moments, sums, histogram)
         partial._check_against(derived, name)
+        signed = {key: file.metadata[key] for key in _SIGNED}
+        if file.metadata[_DIGEST] != _content_digest(file.records, signed):
+            raise FormatError(
+                f"{name}: its content does not have the digest that it carries",
+                hint="it was damaged: delete it and run the same command again",
+            )
         return partial
 
     def _check_against(self, derived: Partial, name: str) -> None:
@@ -168,6 +177,16 @@ class Partial:
         a, b = self.kld_histogram, derived.kld_histogram
         if (a.count, a.minimum, a.maximum) != (b.count, b.minimum, b.maximum):
             raise FormatError(f"{name}: its histogram does not describe its records")
+
+
+def _content_digest(records: TokenRecords, metadata: Mapping[str, bytes]) -> bytes:
+    """SHA-256 in hex of all columns and metadata: what Parquet's page checksums do not cover."""
+    digest = hashlib.sha256()
+    for column in COLUMNS:
+        digest.update(np.ascontiguousarray(getattr(records, column)).data)
+    for key in sorted(metadata):
+        digest.update(f"{key}={len(metadata[key])}:".encode() + metadata[key])
+    return digest.hexdigest().encode()
 
 
 def _close(a: Floats, b: Floats) -> bool:

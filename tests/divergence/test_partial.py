@@ -184,6 +184,19 @@ def test_truncated_and_damaged_bytes_are_refused_or_equal() -> None:
         assert found.records.kld.tobytes() == partial().records.kld.tobytes()
 
 
+def test_a_flipped_bit_is_refused_or_changes_nothing() -> None:
+    data = partial().to_bytes()
+    random = np.random.default_rng(5)
+    for at in random.integers(0, 8 * len(data), 1500):
+        damaged = bytearray(data)
+        damaged[at // 8] ^= 1 << (at % 8)
+        try:
+            found = Partial.from_bytes(bytes(damaged), expected=WHOSE)
+        except FormatError:
+            continue
+        assert found.to_bytes() == data, f"bit {at}"
+
+
 def test_llama_sums_are_per_chunk() -> None:
     source = partial()
     for sums, chunk in zip(source.llama_sums, source.records.chunks(), strict=True):
