@@ -16,25 +16,26 @@ import math
 import numpy as np
 from numba import njit
 
-from kldcloud.divergence.expf_numba import LIGHT, LIGHT_BLOCK, large_sum, light_sums_block
-from kldcloud.divergence.kept_numba import pack
 from kldcloud.divergence.llama_numba import UNKNOWN
 from kldcloud.divergence.row_numba import (
-    BLOCK,
     LN2_64,
     LOG2E,
     LOG2E_OF_F4,
+    LOWEST_RATIO,
     ZERO,
     all_finite,
     first_maximum,
     first_top_code,
-    kept_block,
     too_broken,
 )
+from kldcloud.divergence.strips_numba import STRIP, kept_strip, pack_strip
 from kldcloud.divergence.vector_math import min32
 
 f4 = np.float32
 f8 = np.float64  # not float(): to numba that of a float32 is a float32
+
+CERTAIN = 0.999
+"""Entries that weigh less together than this much of the largest packed one hold no larger one."""
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -47,46 +48,36 @@ def binary_divergence(t, q):
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _whole_pass(x, c, anchor, packed_x, packed_c):
-    """All that needs every entry, in one stream from memory; packs those with a code above 0.
+def _sums(x, c, c0, c_top, a, packed_x, packed_c):
+    """All sums of a row, in one stream from memory; packs the entries with a code above 0.
 
     Returns:
-        (entries packed, start of the block with the largest x, largest x, sum of expf(x - anchor),
-        the part of it on code 0, sum of x: not finite if an x is not).
+        (P, S, F, E, R and the smallest ratio over packed entries, entries packed, sum of
+        2^(x log2 e - c0) over the others, largest x packed, start of its strip).
     """
-    x_max = x[0]
-    kept = start = 0
-    total = rest = x_sum = 0.0
-    for at in range(0, x.shape[0], LIGHT_BLOCK):
-        xs = x[at : at + LIGHT_BLOCK]
-        cs = c[at : at + LIGHT_BLOCK]
-        kept = pack(xs, cs, packed_x, packed_c, kept)
-        sums = light_sums_block(xs, cs, anchor)
-        total += sums[0]
-        rest += sums[1]
-        x_sum += sums[3]
-        if sums[2] - anchor > LIGHT:
-            total += large_sum(xs, anchor)
-        if sums[2] > x_max:
-            x_max = sums[2]
-            start = at
-    return kept, start, x_max, total, rest, x_sum
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def _kept_pass(x, c, c0, c_top, a):
-    """`kept_block` over all packed entries, summed in float64."""
-    p = s = f = e = r = 0.0
+    p = s = f = e = r = rest = 0.0
     ratio_min = ZERO
-    for at in range(0, x.shape[0], BLOCK):
-        sums = kept_block(x[at : at + BLOCK], c[at : at + BLOCK], c0, c_top, a)
+    x_max = f4(-np.inf)
+    kept = start = 0
+    for at in range(0, x.shape[0], STRIP):
+        before = kept
+        kept, more = pack_strip(
+            x[at : at + STRIP], c[at : at + STRIP], c0, packed_x, packed_c, before
+        )
+        rest += more
+        if kept == before:
+            continue
+        sums = kept_strip(packed_x, packed_c, before, kept, c0, c_top, a)
         p += sums[0]
         s += sums[1]
         f += sums[2]
         e += sums[3]
         r += sums[4]
         ratio_min = min32(ratio_min, sums[5])
-    return p, s, f, e, r, ratio_min
+        if sums[6] > x_max:
+            x_max = sums[6]
+            start = at
+    return p, s, f, e, r, ratio_min, kept, rest, x_max, start
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -105,8 +96,8 @@ def codes_row(x, row, token, tail, target, has_extras, packed_x, packed_c, out):
         out: float64 [5].
 
     Returns:
-        (top, base top by codes, entries packed, sum of expf(x - largest x) or UNKNOWN). A top of -1
-        says that a candidate logit is not finite.
+        (top, base top by codes, entries packed, sum of e^(x - largest x) over the others or
+        UNKNOWN). A top of -1 says that a candidate logit is not finite.
     """
     n = x.shape[0]
     header = row[:4].view(np.float32)
@@ -116,32 +107,31 @@ def codes_row(x, row, token, tail, target, has_extras, packed_x, packed_c, out):
     base_top = first_top_code(c)
     if scale == f4(0) or c[base_top] == 0:
         return _flat_row(x, token, target, has_extras, out), 0, 0, UNKNOWN
-    anchor = x[base_top]
-    kept, start, x_max, total, rest, x_sum = _whole_pass(x, c, anchor, packed_x, packed_c)
-    if not math.isfinite(x_sum) and not all_finite(x):
-        return -1, base_top, kept, UNKNOWN
-    top = start
-    while x[top] != x_max:
-        top += 1
-    # The sum was made on the bet that the candidate's largest logit is at the base's top.
-    total = total if x_max == anchor else UNKNOWN
-
     c_top = f4(c[base_top])
-    c0 = anchor * LOG2E
-    p, s, f, e, r, ratio_min = _kept_pass(
-        packed_x[:kept], packed_c[:kept], c0, c_top, scale * LOG2E
+    c0 = x[base_top] * LOG2E
+    p, s, f, e, r, ratio_min, kept, q_rest, x_max, top = _sums(
+        x, c, c0, c_top, scale * LOG2E, packed_x, packed_c
     )
+    broken = not math.isfinite(q_rest + f) or not ratio_min > LOWEST_RATIO
+    if broken and not all_finite(x):
+        return -1, base_top, kept, UNKNOWN
+    unit = math.exp((f8(c0) - f8(x_max) * LOG2E_OF_F4) * LN2_64)
+    if q_rest * unit < CERTAIN:
+        while x[top] != x_max:
+            top += 1
+    else:  # The largest may be among those with code 0.
+        top = first_maximum(x)
+        x_max = x[top]
+        unit = UNKNOWN
     kept_log = f8(scale) * f8(c_top) + f8(low)  # log-probability of the top entry
     if not has_extras:
         tail = _tail_of_file(p * math.exp(kept_log), low, n - kept)
         target = f8(scale) * f8(c[token]) + f8(low)
-    if too_broken(ratio_min, f, r, x_max, c0):
+    if broken or too_broken(ratio_min, f, r, x_max, c0):
         _codes_row_in_double(x, c, scale, token, x_max, tail, target, has_extras, out)
-        return top, base_top, kept, total
+        return top, base_top, kept, UNKNOWN
     s *= LN2_64
     eps = (f + s) / p
-    # Packed entries are reckoned in powers of 2 from c0, the others in powers of e from the anchor.
-    q_rest = rest * math.exp((f8(anchor) * LOG2E_OF_F4 - f8(c0)) * LN2_64)
     q = p * (1.0 + eps) + q_rest
     share = q_rest / q
     kept_kld = f / p - (eps - math.log1p(eps))
@@ -150,7 +140,7 @@ def codes_row(x, row, token, tail, target, has_extras, packed_x, packed_c, out):
     _join(kept_kld, kept_reverse, kept_entropy, tail, share, has_extras, out)
     out[2] = (f8(c0) - f8(x[token]) * LOG2E_OF_F4) * LN2_64 + math.log(q)
     out[3] = -target
-    return top, base_top, kept, total
+    return top, base_top, kept, q_rest * unit if unit > 0.0 else UNKNOWN
 
 
 @njit(nogil=True, error_model="numpy", cache=True)

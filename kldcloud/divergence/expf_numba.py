@@ -14,6 +14,7 @@ import math
 import numpy as np
 from numba import njit
 
+from kldcloud.divergence.lanes import fused, minus, scaled
 from kldcloud.divergence.row_numba import MAGIC, ONE, ZERO
 from kldcloud.divergence.vector_math import (
     add_lanes32,
@@ -90,23 +91,13 @@ def exp32(d):
     return scale32(fused32(p, r, ONE), tm)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def light_sums_block(x, c, anchor):
-    """One block's sum of expf(x - anchor) over small entries, over those with code 0, and extent.
-
-    Returns:
-        (small entries, entries of code 0, largest x, sum of x: not finite if an x is not).
-    """
-    small = rest = x_sum = ZERO
-    x_max = x[0]
-    for i in range(x.shape[0]):
-        d = x[i] - anchor
-        e = exp32(max32(d, LOWEST))
-        small = add_lanes32(small, keep32(d <= LIGHT, e))
-        rest = add_lanes32(rest, keep32(c[i] == 0, e))
-        x_sum = add_lanes32(x_sum, x[i])
-        x_max = max32(x_max, x[i])
-    return small, rest, x_max, x_sum
+@njit(nogil=True, error_model="numpy", cache=True, inline="always")
+def exp_lanes(d):
+    """`exp32` of sixteen float32 in a register."""
+    k = minus(fused(d, LOG2E32, MAGIC), MAGIC)
+    r = fused(k, -LN2_LOW, fused(k, -LN2_HIGH, d))
+    p = fused(fused(fused(fused(fused(E6, r, E5), r, E4), r, E3), r, E2), r, E1)
+    return scaled(fused(p, r, ONE), k)
 
 
 @njit(nogil=True, error_model="numpy", cache=True)

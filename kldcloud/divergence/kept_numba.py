@@ -5,65 +5,18 @@ few, so they are put together once, and the long loops run over them alone. AVX-
 a time; elsewhere one at a time, without a branch.
 """
 
-# The intrinsic's signature is numba's: a typing context first, then the argument types.
-# ruff: noqa: ARG001
-
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-from kldcloud.divergence.vector_math import (
-    F32,
-    I16,
-    I32,
-    I64,
-    code_to_float,
-    prefetch,
-    wide_vectors,
-)
+from kldcloud.divergence.lanes import LANES, above_zero, append, as_floats, count, load
+from kldcloud.divergence.vector_math import code_to_float, prefetch, wide_vectors
 
-LANES = 16
-AHEAD = 2048
-"""Entries ahead that are asked of memory: what follows on a block takes longer than reading it."""
+AHEAD = 1024
+"""Entries ahead that are asked of memory."""
 SLACK = LANES
 """Entries that the output arrays have beyond what they will hold."""
-
-
-@intrinsic
-def _pack_sixteen(typing, x, c, at, packed_x, packed_c, kept):
-    """Append those of entries at..at+15 whose code is above 0; returns how many are kept now."""
-
-    def generate(context, builder, signature, arguments):
-        x, c, at, packed_x, packed_c, kept = arguments
-        kinds = signature.args
-
-        def place(kind, array, index, of):
-            data = context.make_array(kind)(context, builder, array).data
-            return builder.bitcast(builder.gep(data, [index]), ir.PointerType(of))
-
-        floats, codes = ir.VectorType(F32, LANES), ir.VectorType(I16, LANES)
-        mask_type = ir.VectorType(ir.IntType(1), LANES)
-        compress = builder.module.declare_intrinsic(
-            "llvm.x86.avx512.mask.compress.v16f32",
-            [],
-            ir.FunctionType(floats, [floats, floats, mask_type]),
-        )
-        values = builder.load(place(kinds[0], x, at, floats), align=4, typ=floats)
-        words = builder.load(place(kinds[1], c, at, codes), align=2, typ=codes)
-        mask = builder.icmp_unsigned("!=", words, ir.Constant(codes, None))
-        wide = builder.zext(words, ir.VectorType(I32, LANES))
-        for kind, array, lanes in (
-            (kinds[3], packed_x, values),
-            (kinds[4], packed_c, builder.sitofp(wide, floats)),
-        ):
-            packed = builder.call(compress, [lanes, ir.Constant(floats, None), mask])
-            builder.store(packed, place(kind, array, kept, floats), align=4)
-        return builder.add(kept, builder.zext(builder.ctpop(builder.bitcast(mask, I16)), I64))
-
-    return types.int64(x, c, types.int64, packed_x, packed_c, types.int64), generate
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -84,7 +37,11 @@ def pack_wide(x, c, packed_x, packed_c, kept):
     for at in range(0, whole, LANES):
         prefetch(x, at + AHEAD)
         prefetch(c, at + AHEAD)
-        kept = _pack_sixteen(x, c, at, packed_x, packed_c, kept)
+        codes = load(c, at)
+        told_apart = above_zero(codes)
+        append(packed_x, kept, told_apart, load(x, at))
+        append(packed_c, kept, told_apart, as_floats(codes))
+        kept += count(told_apart)
     return pack_plain(x[whole:], c[whole:], packed_x, packed_c, kept)
 
 

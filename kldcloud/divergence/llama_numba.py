@@ -16,80 +16,18 @@ import math
 import numpy as np
 from numba import njit
 
-from kldcloud.divergence.expf_numba import (
-    LIGHT,
-    LIGHT_BLOCK,
-    LIGHT_VOCABULARY,
-    LOWEST,
-    SEARCH,
-    exp32,
-    exp64,
-    expf_sum,
-)
-from kldcloud.divergence.row_numba import BLOCK, ZERO, first_maximum
-from kldcloud.divergence.vector_math import (
-    add_lanes64,
-    code_to_float,
-    keep32,
-    max32,
-    min32,
-)
+from kldcloud.divergence.expf_numba import LIGHT_VOCABULARY, LOWEST, exp64, expf_sum
+from kldcloud.divergence.llama_packed_numba import CUT, packed_expf_sum, packed_terms
+from kldcloud.divergence.row_numba import BLOCK, first_maximum
+from kldcloud.divergence.vector_math import add_lanes64, code_to_float, max32, min32
 
 f4 = np.float32
 f8 = np.float64
 
-CUT = f4(-16.0)
-"""The tool sums over base log-probabilities above this."""
 UNKNOWN = -1.0
-"""A sum of expf that has yet to be made."""
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def _small_terms_block(x, c, scale, low, lse):
-    """Sum of the tool's terms above its cut over small entries, and the largest code."""
-    total = 0.0
-    largest = ZERO
-    for i in range(x.shape[0]):
-        lp = scale * c[i] + low
-        term = exp32(max32(lp, LOWEST)) * ((lp - x[i]) + lse)
-        total = add_lanes64(total, f8(keep32((lp > CUT) & (lp <= LIGHT), term)))
-        largest = max32(largest, c[i])
-    return total, largest
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def _largest_code(c):
-    largest = c[0]
-    for i in range(c.shape[0]):
-        largest = max32(largest, c[i])
-    return largest
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def _large_terms(x, c, scale, low, lse):
-    """The same sum over the large entries, as exactly as the tool does them."""
-    total = 0.0
-    for at in range(0, x.shape[0], SEARCH):
-        few = c[at : at + SEARCH]
-        if scale * _largest_code(few) + low > LIGHT:
-            for i in range(few.shape[0]):
-                lp = scale * few[i] + low
-                if lp > LIGHT:
-                    total += f8(f4(exp64(f8(lp))) * ((lp - x[at + i]) + lse))
-    return total
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def _packed_sum(x, c, scale, low, lse):
-    total = 0.0
-    for at in range(0, x.shape[0], LIGHT_BLOCK):
-        xs = x[at : at + LIGHT_BLOCK]
-        cs = c[at : at + LIGHT_BLOCK]
-        small, largest = _small_terms_block(xs, cs, scale, low, lse)
-        total += small
-        if scale * largest + low > LIGHT:
-            total += _large_terms(xs, cs, scale, low, lse)
-    return total
+"""A sum that has yet to be made."""
+LITTLE = 0.01
+"""The share of a sum that need not be as exact as the tool's terms."""
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -105,7 +43,17 @@ def _exact_sum(x, c, scale, low, lse):
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def clamped_row(x, row, token, top, base_top, packed_x, packed_c, total, out):
+def _expf_sum(x, largest, packed, kept, rest):
+    """Sum of the tool's expf(x - largest); spares entries of code 0 where they weigh little."""
+    if rest >= 0.0 and x.shape[0] >= LIGHT_VOCABULARY:
+        total = packed_expf_sum(packed[0, :kept], largest, packed[2]) + rest
+        if rest <= LITTLE * total:
+            return total
+    return expf_sum(x, largest)
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def clamped_row(x, row, token, top, base_top, packed, kept, rest, out):
     """The tool's statistics of one position.
 
     Args:
@@ -114,9 +62,10 @@ def clamped_row(x, row, token, top, base_top, packed_x, packed_c, total, out):
         token: the next token.
         top: first index of the largest of x.
         base_top: first index of the row's largest code.
-        packed_x: float32, the logits of entries with a code above 0.
-        packed_c: float32, their codes.
-        total: sum of expf(x - largest x), or UNKNOWN.
+        packed: float32 [4, V + SLACK]: logits and codes of the entries with a code above 0, and
+            room to work.
+        kept: how many these are.
+        rest: sum of e^(x - largest x) over entries with code 0, or UNKNOWN.
         out: float64 [3], receives KLD, and float32 values of NLL and base NLL.
 
     Returns:
@@ -128,13 +77,12 @@ def clamped_row(x, row, token, top, base_top, packed_x, packed_c, total, out):
     low = header[1]
     c = row[4 : 4 + n]
     largest = x[top]
-    if total < 0.0:
-        total = expf_sum(x, largest)
+    total = _expf_sum(x, largest, packed, kept, rest)
     lse = f4(largest + f4(math.log(total)))
     if n < LIGHT_VOCABULARY or low > CUT:
         out[0] = _exact_sum(x, c, scale, low, lse)
     else:  # Entries with code 0 lie below the cut.
-        out[0] = _packed_sum(packed_x, packed_c, scale, low, lse)
+        out[0] = packed_terms(packed, kept, scale, low, lse)
     out[1] = f4(lse - x[token])
     out[2] = -f4(f4(scale * f4(c[token])) + low)
     return _first_largest(c, scale, low, base_top)

@@ -29,15 +29,12 @@ from numba import njit
 from kldcloud.divergence.vector_math import (
     add_lanes32,
     at_least32,
-    configure_compiler,
     fused32,
     max32,
     min32,
     multiply_add32,
     scale32,
 )
-
-configure_compiler()
 
 f4 = np.float32
 f8 = np.float64  # not float(): to numba that of a float32 is a float32
@@ -114,34 +111,6 @@ def _logits_block(x, b, c0, b0):
         ratio_min = min32(ratio_min, ratio)
         x_max = max32(x_max, x[i])
     return p_sum, s_sum, f_sum, e_sum, r_sum, ratio_min, x_max
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def kept_block(x, c, c0, c_top, a):
-    """The same sums over packed entries: x, and codes c (as float32) of step a (log2 units)."""
-    p_sum = s_sum = f_sum = e_sum = r_sum = ratio_min = ZERO
-    for i in range(x.shape[0]):
-        t = (c[i] - c_top) * a
-        tm = t + MAGIC
-        f = t - (tm - MAGIC)
-        p = fused32(fused32(fused32(fused32(fused32(P6, f, P5), f, P4), f, P3), f, P2), f, P1)
-        p = scale32(fused32(p, f, ONE), tm)
-        ratio = fused32(x[i], LOG2E, -c0) - t
-        v = at_least32(ratio, LOWEST_RATIO)
-        vm = v + MAGIC
-        g = v - (vm - MAGIC)
-        q = fused32(fused32(fused32(fused32(fused32(Q7, g, Q6), g, Q5), g, Q4), g, Q3), g, Q2)
-        s = scale32(ONE, vm)
-        sg = s * g
-        phi = fused32(sg * g, q, fused32(sg - v, LN2, s - ONE))
-        u = v * LN2
-        p_sum = add_lanes32(p_sum, p)
-        s_sum = multiply_add32(s_sum, p, v)
-        f_sum = multiply_add32(f_sum, p, phi)
-        e_sum = multiply_add32(e_sum, p, t)
-        r_sum = multiply_add32(r_sum, p, fused32(u, u + phi, -phi))
-        ratio_min = min32(ratio_min, ratio)
-    return p_sum, s_sum, f_sum, e_sum, r_sum, ratio_min
 
 
 @njit(nogil=True, error_model="numpy", cache=True)

@@ -8,7 +8,6 @@ from numba import njit
 
 from kldcloud.divergence.base_rows import BaseRows, LogitRows, words_per_row
 from kldcloud.divergence.codes_numba import codes_row
-from kldcloud.divergence.expf_numba import LIGHT_VOCABULARY
 from kldcloud.divergence.kept_numba import SLACK, pack
 from kldcloud.divergence.llama_numba import UNKNOWN, clamped_row, encode_row, row_extras
 from kldcloud.divergence.row_numba import first_top_code, logits_row
@@ -27,7 +26,7 @@ def _logits_rows(base, x, tokens, start, stop, out, tops, words, packed, llama):
             kept = pack(x[i], c, packed[0], packed[1], 0)
             tops[i, 2] = clamped_row(
                 x[i], words, tokens[i], top, first_top_code(c),
-                packed[0, :kept], packed[1, :kept], UNKNOWN, out[i, 5:],
+                packed, kept, UNKNOWN, out[i, 5:],
             )  # fmt: skip
 
 
@@ -36,16 +35,15 @@ def _codes_rows(words, tail, target, has_extras, x, tokens, start, stop, out, to
     for i in range(start, stop):
         t = tail[i] if has_extras else 0.0
         lp = target[i] if has_extras else 0.0
-        top, base_top, kept, total = codes_row(
+        top, base_top, kept, rest = codes_row(
             x[i], words[i], tokens[i], t, lp, has_extras, packed[0], packed[1], out[i, :5]
         )
         tops[i, 0] = top
         tops[i, 1] = base_top
         if llama and top >= 0:
-            total = total if x.shape[1] >= LIGHT_VOCABULARY else UNKNOWN
             tops[i, 2] = clamped_row(
                 x[i], words[i], tokens[i], top, base_top,
-                packed[0, :kept], packed[1, :kept], total, out[i, 5:],
+                packed, kept, rest, out[i, 5:],
             )  # fmt: skip
 
 
@@ -70,7 +68,7 @@ def statistics_of_rows(
     llama: bool,
 ) -> None:
     """Fill rows start..stop of `out` (float64 [n, 8]) and `tops` (int32 [n, 3]); see `kernel`."""
-    packed = np.empty((2, base.vocabulary + SLACK), np.float32)
+    packed = np.empty((4, base.vocabulary + SLACK), np.float32)
     if isinstance(base, LogitRows):
         words = np.empty(words_per_row(base.vocabulary), np.uint16)
         _logits_rows(base.logits, logits, tokens, start, stop, out, tops, words, packed, llama)

@@ -50,6 +50,9 @@ def configure_compiler() -> None:
         config.CACHE_DIR = str(root / "kernels" / digest.hexdigest()[:16])
 
 
+configure_compiler()  # here, since every module that compiles anything imports this one first
+
+
 def wide_vectors() -> bool:
     """Whether this machine's compiler may use AVX-512."""
     import llvmlite.binding as llvm
