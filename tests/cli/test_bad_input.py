@@ -23,6 +23,8 @@ from kldcloud.store import open_store
 
 Command = Callable[..., Said]
 
+START = "check the path, or start from jobs/demo.yaml"
+
 
 def refused(said: Said, desk: Desk) -> str:
     """The refusal's line, once it is sure that nothing was left behind."""
@@ -67,7 +69,7 @@ def write_kld(path: Path, vocabulary: int) -> Path:
 
 def test_a_job_file_that_is_not_there_is_named(command: Command, tmp_path: Path) -> None:
     line = command("launch", tmp_path / "nope.yaml").complaint
-    assert line == f"{tmp_path}/nope.yaml: there is no such file"
+    assert line == f"{tmp_path}/nope.yaml: there is no such file; {START}"
 
 
 def test_a_folder_is_no_job_file(command: Command, tmp_path: Path) -> None:
@@ -499,4 +501,4 @@ def test_the_installed_command_refuses_as_this_process_does(desk: Desk) -> None:
         check=False,
     )
     said = Said(done.returncode, done.stdout, done.stderr)
-    assert said.complaint == "nope.yaml: there is no such file"
+    assert said.complaint == f"nope.yaml: there is no such file; {START}"
