@@ -82,15 +82,17 @@ def test_states_print_the_same_but_for_the_last_digits(
     from_states: SweepOutcome, blocks: dict[str, str], candidate: str
 ) -> None:
     # Rebuilt logits are within float32 rounding of the engine's, which can tip a code over to the
-    # next, 2.4e-4 nats away: about 1e-5 for one token, far less for a mean.
+    # next, 2.4e-4 nats away. That shows in one token's value, and hardly in a mean.
     ours = render_llama(from_states.summary, candidate).splitlines()
     theirs = blocks[candidate].splitlines()
     assert [NUMBER.sub("#", line).split() for line in ours] == [
         NUMBER.sub("#", line).split() for line in theirs
     ]
     for mine, other in zip(ours, theirs, strict=True):
+        of_one_token = not mine.startswith(("Mean", "Cor", "RMS", "Same"))
+        step = (2e-2 if mine.endswith("%") else 2e-4) if of_one_token else 1e-5
         for a, b in zip(NUMBER.findall(mine), NUMBER.findall(other), strict=True):
-            assert float(a) == pytest.approx(float(b), rel=2e-6, abs=3e-5)
+            assert float(a) == pytest.approx(float(b), rel=2e-6, abs=step)
 
 
 def test_codes_and_states_agree_on_the_exact_divergence(
