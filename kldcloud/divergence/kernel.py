@@ -78,6 +78,7 @@ def token_statistics(
     *,
     threads: int = 1,
     llama_compat: bool = True,
+    first_row: int = 0,
 ) -> TokenStatistics:
     """Statistics of every position of a chunk.
 
@@ -87,6 +88,7 @@ def token_statistics(
         tokens: int32 [n], the token that follows each position.
         threads: rows are divided among this many.
         llama_compat: also follow llama.cpp's arithmetic; base logits are then encoded on the fly.
+        first_row: of these in their chunk, for messages.
 
     Raises:
         FormatError: if base and candidate disagree in rows or vocabulary, or a token is none.
@@ -113,8 +115,8 @@ def token_statistics(
     broken = np.flatnonzero(tops[:, 0] < 0)
     if broken.size:
         raise EngineError(
-            f"candidate logits are not finite at scored position {int(broken[0])} of the chunk "
-            f"({broken.size} of {n} positions)",
+            f"candidate logits are not finite at scored position {first_row + broken[0]} of the "
+            f"chunk ({broken.size} of {n} positions)",
             hint="the model file is damaged, or its backend overflows",
         )
     entropy, top_base = out[:, 4], tops[:, 1]
@@ -142,7 +144,11 @@ def join_statistics(parts: Sequence[TokenStatistics]) -> TokenStatistics:
 
 
 def encode(
-    logits: npt.NDArray[np.float32], tokens: npt.NDArray[np.int32], *, threads: int = 1
+    logits: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int32],
+    *,
+    threads: int = 1,
+    first_row: int = 0,
 ) -> CodeRows:
     """16-nat codes of base logits, as llama.cpp writes them, with what they lose kept beside.
 
@@ -150,6 +156,7 @@ def encode(
         logits: float32 [n, V].
         tokens: int32 [n], the token that follows each position.
         threads: rows are divided among this many.
+        first_row: of these in their chunk, for messages.
 
     Raises:
         EngineError: if a logit is NaN or infinite.
@@ -166,7 +173,7 @@ def encode(
     broken = np.flatnonzero(top < 0)
     if broken.size:
         raise EngineError(
-            f"base logits are not finite at scored position {int(broken[0])} of the chunk",
+            f"base logits are not finite at scored position {first_row + broken[0]} of the chunk",
             hint="the model file is damaged, or its backend overflows",
         )
     normaliser, tail, target, entropy = (extras[:, i].copy() for i in range(4))

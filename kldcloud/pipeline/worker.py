@@ -148,6 +148,7 @@ class SweepWorker:
                     next_tokens[part],
                     threads=self._threads,
                     llama_compat=llama_compat,
+                    first_row=at,
                 )
             )
             at += base.rows

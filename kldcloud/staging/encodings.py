@@ -76,12 +76,21 @@ class LogitsEncoding:
         self._threads = threads
 
     def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:
-        rows = encode(output.logits, tokens, threads=self._threads)
-        extras = rows.extras
-        if extras is None:
-            raise EngineError("codes came without their row facts")
-        facts = np.stack([extras.normaliser, extras.tail, extras.target, extras.entropy])
-        return facts.astype("<f8").tobytes() + extras.top.astype("<i4").tobytes() + pack(rows.words)
+        shape = self._shape
+        facts = np.empty((4, shape.rows), "<f8")
+        top = np.empty(shape.rows, "<i4")
+        packer = _packer(shape.rows * words_per_row(shape.vocabulary) * 2)
+        packed = []
+        for at in range(0, shape.rows, PIECE_ROWS):
+            part = slice(at, at + PIECE_ROWS)
+            rows = encode(output.logits[part], tokens[part], threads=self._threads, first_row=at)
+            extras = rows.extras
+            if extras is None:
+                raise EngineError("codes came without their row facts")
+            facts[:, part] = extras.normaliser, extras.tail, extras.target, extras.entropy
+            top[part] = extras.top
+            packed.append(packer.compress(rows.words.astype("<u2", copy=False).data))
+        return b"".join([facts.tobytes(), top.tobytes(), *packed, packer.flush()])
 
     def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
         rows = self._shape.rows
@@ -156,11 +165,16 @@ class HiddenEncoding:
 
 def pack(words: npt.NDArray[np.uint16]) -> bytes:
     """Code rows as one zstd frame; little-endian."""
+    packer = _packer(words.nbytes)
+    packed: bytes = packer.compress(words.astype("<u2", copy=False).data) + packer.flush()
+    return packed
+
+
+def _packer(size: int) -> Any:  # noqa: ANN401 - untyped package
+    """A compressor for `size` bytes that come in parts; the frame tells its size beforehand."""
     import zstandard
 
-    little = words.astype("<u2", copy=False)
-    packed: bytes = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(little.data)
-    return packed
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj(size=size)
 
 
 def unpack(frame: bytes | memoryview, shape: StageShape) -> Iterator[npt.NDArray[np.uint16]]:
