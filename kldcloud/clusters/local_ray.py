@@ -88,6 +88,10 @@ def local_ray(workers: int) -> Iterator[None]:
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             # Products inside a worker are cut into fixed tiles; BLAS must not cut them again.
             "OPENBLAS_NUM_THREADS": "1",
+            # A worker's large buffers come and go with chunks and models: give them back at once.
+            "MALLOC_ARENA_MAX": "2",
+            "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+            "ARROW_DEFAULT_MEMORY_POOL": "system",
         }
     )
     import ray
