@@ -13,7 +13,7 @@ from kldcloud.store.base import Store
 
 DEFAULT_STORE = "./kldcloud-store"
 MAX_JOB_BYTES = 16 << 20
-NO_PART_OF_A_RUN = ("cluster", "store", "shard_chunks")
+NO_PART_OF_A_RUN = ("cluster", "store", "shard_chunks", "rates", "expect")
 """Fields of a job that change no number, so that runs which differ in them are one."""
 
 
@@ -98,10 +98,12 @@ def _same_job(store: Store, run: str, wanted: bytes) -> bool:
 
 
 def _what_counts(job: object) -> object:
+    if isinstance(job, list):
+        return [_what_counts(each) for each in job]
     if not isinstance(job, dict):
         return job
-    return {key: value for key, value in job.items() if key not in NO_PART_OF_A_RUN}
+    return {key: _what_counts(each) for key, each in job.items() if key not in NO_PART_OF_A_RUN}
 
 
 def _last_sign_of_life(store: Store, run: str) -> str:
-    return max((info.key.rsplit("/", 1)[1] for info in store.list(f"runs/{run}/life/")), default="")
+    return max((info.key.split("/")[3] for info in store.list(f"runs/{run}/life/")), default="")

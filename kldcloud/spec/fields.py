@@ -40,6 +40,9 @@ _UNITS: Final = {
     "GiB": 1 << 30,
     "TiB": 1 << 40,
 }
+_DURATION: Final = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?) ?(?P<unit>[smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_DURATION: Final = 366 * 86400
 _MOST_CHUNKS: Final = (1 << 31) - 1  # llama.cpp counts chunks in an int32
 _MOST_WORKERS: Final = 4096
 
@@ -154,6 +157,16 @@ def _bytes(value: object) -> int:
     return size
 
 
+def _duration(value: object) -> int:
+    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    seconds = round(float(found["number"]) * _SECONDS[found["unit"]]) if found else 0
+    if type(value) is int:  # what a model that was dumped holds
+        seconds = value
+    if not 1 <= seconds <= _LONGEST_DURATION:
+        raise refused(f"must be a time such as 90m, 12h or 2d, of a year at most{but_not(value)}")
+    return seconds
+
+
 def _switch_word(value: object) -> object:
     """Undo YAML 1.1, which reads the words on and off as booleans."""
     return ("on" if value else "off") if isinstance(value, bool) else value
@@ -166,6 +179,8 @@ QuantType = Annotated[str, _text(quant_type)]
 Chunks = Annotated[int | Literal["all"], _count_or("all", _MOST_CHUNKS)]
 WorkerCount = Annotated[int | Literal["auto"], _count_or("auto", _MOST_WORKERS)]
 ByteCount = Annotated[int, PlainValidator(_bytes)]
+Duration = Annotated[int, PlainValidator(_duration)]
+"""Seconds."""
 Whole = Annotated[int, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 OnOff = BeforeValidator(_switch_word)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.fields import (
+    ByteCount,
     Chunks,
     Name,
     QuantType,
@@ -20,13 +22,44 @@ from kldcloud.spec.fields import (
     slug,
 )
 
-__all__ = ["KINDS", "BaseSpec", "CandidateSpec", "CorpusSpec", "EngineOptions", "SweepJob"]
+__all__ = [
+    "KINDS",
+    "BaseSpec",
+    "CandidateSpec",
+    "CorpusSpec",
+    "EngineOptions",
+    "Expected",
+    "SweepJob",
+]
 
 _LEAST_CONTEXT: Final = 8
 _MOST_CONTEXT: Final = 1 << 20
 _MOST_CANDIDATES: Final = 1024
 _MOST_CORPORA: Final = 64
 _MOST_SHARD_CHUNKS: Final = 1 << 20
+_MOST_VOCABULARY: Final = 1 << 24
+_MOST_WIDTH: Final = 1 << 20
+_MOST_TOKENS: Final = 1 << 40
+_MOST_RATE: Final = 1e12
+_MOST_RATES: Final = 256
+
+
+class Expected(SpecModel):
+    """What a job states about a file that the planning machine does not have.
+
+    Only `plan` reads it, and only where the file itself is not at hand: it changes no number.
+
+    Attributes:
+        bytes: size of the file.
+        vocabulary: tokens in its vocabulary, V.
+        width: of the hidden states that enter its output head, d.
+        tokens: in a text, as the base's tokenizer counts them.
+    """
+
+    bytes: ByteCount | None = None
+    vocabulary: Annotated[Whole, Field(ge=2, le=_MOST_VOCABULARY)] | None = None
+    width: Annotated[Whole, Field(ge=1, le=_MOST_WIDTH)] | None = None
+    tokens: Annotated[Whole, Field(ge=1, le=_MOST_TOKENS)] | None = None
 
 
 class BaseSpec(SpecModel):
@@ -38,12 +71,14 @@ class BaseSpec(SpecModel):
             a quantised file usable as the base of `quantize` candidates.
         logits: a base file that llama.cpp's `--kl-divergence-base` wrote, instead of a model.
         name: what reports call it.
+        expect: its size, vocabulary and width, for a plan without the file.
     """
 
     model: Source | None = None
     convert: Literal["F32", "F16", "BF16"] | None = None
     logits: Source | None = None
     name: Name | None = None
+    expect: Expected = Expected()
 
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
@@ -76,11 +111,13 @@ class CandidateSpec(SpecModel):
         quantize: the llama.cpp type that the base is quantised to.
         model: a GGUF file that exists already, instead.
         name: what reports and keys call it.
+        expect: its size, for a plan without the file.
     """
 
     quantize: QuantType | None = None
     model: Source | None = None
     name: Name | None = None
+    expect: Expected = Expected()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -110,12 +147,14 @@ class CorpusSpec(SpecModel):
         text: where the text is; UTF-8.
         context: tokens in a chunk; the second half of them is scored.
         chunks: chunks measured, from the start of the text; `all` takes every whole one.
+        expect: its tokens, for a plan without the text or the base's tokenizer.
     """
 
     name: Name
     text: Source
     context: Annotated[Whole, Field(ge=_LEAST_CONTEXT, le=_MOST_CONTEXT)] = 512
     chunks: Chunks = "all"
+    expect: Expected = Expected()
 
 
 class SweepJob(SpecModel):
@@ -136,6 +175,7 @@ class SweepJob(SpecModel):
         encoding: how the base's distributions are staged; auto lets the plan choose.
         llama_compat: whether llama.cpp's own KLD is reported beside the exact one.
         shard_chunks: chunks in a shard; None lets the plan choose.
+        rates: cluster name -> tokens a second that one worker evaluates there, for plans.
     """
 
     kind: Literal["sweep"]
@@ -149,6 +189,9 @@ class SweepJob(SpecModel):
     encoding: Literal["auto", "hidden", "logits"] = "auto"
     llama_compat: Switch = True
     shard_chunks: Annotated[Whole, Field(ge=1, le=_MOST_SHARD_CHUNKS)] | None = None
+    rates: Mapping[str, Annotated[float, Field(gt=0, le=_MOST_RATE)]] = Field(
+        default_factory=dict, max_length=_MOST_RATES
+    )
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -90,7 +90,7 @@ SIZE = "must be a size such as 4GiB or 512MiB"
         ("memory_per_worker: [4]", f"memory_per_worker: {SIZE}"),
         ("workers: 0", "workers: must be auto or a whole number from 1 to 4096, not 0"),
         ("worker: 2", "worker: unknown key; did you mean 'workers'?"),
-        ("provider: sky", "provider: must be local, not 'sky'"),
+        ("provider: sky", "provider: must be one of local, skypilot, not 'sky'"),
         ("engine: {thread: 2}", "engine.thread: unknown key; did you mean 'threads'?"),
         ("threads_per_worker: 0", "threads_per_worker: must be at least 1, not 0"),
     ],

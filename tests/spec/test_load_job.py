@@ -101,7 +101,7 @@ def test_only_places_are_taken_for_paths(job_file: Path) -> None:
         (
             "    name: mine",
             "    zebra: mine",
-            "x.yaml:7: candidates[1].zebra: unknown key; known keys: quantize, model, name",
+            "x.yaml:7: candidates[1].zebra: unknown key; known keys: quantize, model, name, expect",
         ),
         ("name: demo", "nmae: demo", "x.yaml:2: nmae: unknown key; did you mean 'name'?"),
         ("name: demo", "name:", "x.yaml:2: name: is missing"),
