@@ -167,7 +167,7 @@ def _run_ours(
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     wall = time.monotonic() - started
     summary = json.loads(done.stdout)
-    life = json.loads(next(store.glob("runs/*/life/*.json")).read_bytes())
+    life = json.loads(next(store.glob("runs/*/life/*/ended.json")).read_bytes())
     workers = life["worker_usage"]
     cpu = life["driver_cpu_seconds"] + sum(worker["cpu_seconds"] for worker in workers)
     staged = sum(path.stat().st_size for path in store.glob("stages/**/*") if path.is_file())

@@ -11,7 +11,7 @@ from kldcloud.models.part_file import ProgressCallback
 from kldcloud.spec.nearest import nearest
 from kldcloud.spec.uri import SourceUri
 
-__all__ = ["MAX_TEXT_BYTES", "ProgressCallback", "fetch", "read_text"]
+__all__ = ["MAX_TEXT_BYTES", "ProgressCallback", "decode_text", "fetch", "read_text"]
 
 MAX_TEXT_BYTES: Final = 4 << 30
 
@@ -70,11 +70,20 @@ def read_text(uri: SourceUri, *, cache: Path, progress: ProgressCallback | None 
             raw = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return decode_text(raw, str(uri))
+
+
+def decode_text(raw: bytes, name: str) -> str:
+    """A text from its bytes.
+
+    Raises:
+        FormatError: it is not UTF-8; the message gives the offset of the first bad byte.
+    """
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(
-            f"{uri} is not UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start:,}",
+            f"{name} is not UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start:,}",
             hint="convert it with iconv -t UTF-8",
         ) from None
 

@@ -2,7 +2,8 @@
 
 Two tasks are in flight a worker, so that none waits for the driver. A worker that fails is left
 alone until it answers a ping; only the task that it was running is blamed, not the one queued
-behind it. Whether a task is done is asked of the store, never of a reply.
+behind it. A worker that holds a shard past its deadline without moving is ended, and its shards go
+to others. Whether a task is done is asked of the store, never of a reply.
 """
 
 from __future__ import annotations
@@ -11,30 +12,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from kldcloud.errors import EngineError, FormatError, KldcloudError, StoreError, UserError
+from kldcloud.pipeline.machines import Actors
 from kldcloud.pipeline.tasks import Reply, Task
 
 IN_FLIGHT = 2
+TICK_SECONDS = 1.0
+ASK_SECONDS = 0.3
+"""Between two pings of a dead worker."""
 MAX_ATTEMPTS = 3
 """Failures of one shard, each with a worker that lives, before its group is given up."""
-MAX_REVIVALS = 8
-"""Pings in a row that a worker may leave unanswered before it counts as gone for good."""
-
-
-class Actors(Protocol):
-    """The little of Ray that dispatch needs; references are opaque."""
-
-    def submit(self, worker: int, task: Task) -> Any: ...  # noqa: ANN401
-
-    def ping(self, worker: int) -> Any: ...  # noqa: ANN401
-
-    def wait(self, references: Sequence[Any], timeout: float) -> Sequence[Any]: ...
-
-    def get(self, reference: Any) -> Any:  # noqa: ANN401
-        """The result; raises WorkerDiedError if the worker did not live to give it."""
-        ...
+REVIVAL_SECONDS = 8.0
+"""How long a dead worker is asked again before it counts as gone for good: Ray takes a second to
+start its successor. Machines that restart need longer: whoever lends them says so."""
 
 
 class WorkerDiedError(KldcloudError):
@@ -49,7 +41,9 @@ class _Worker:
     probe: Any = None
     culprit: Any = None
     spared: str | None = None
-    unanswered: int = 0
+    dead_since: float | None = None
+    ask_at: float = 0.0
+    head_since: float = 0.0
     gone: bool = False
 
 
@@ -71,6 +65,9 @@ class Dispatch:
         workers: how many there are.
         is_committed: whether the object of a key is in the store.
         on_commit: called once for each task whose object is there.
+        is_stuck: called with a worker, its task's key and the seconds it has had for it; whether
+            it hangs, in words, or None.
+        revival: seconds in which a dead worker may come back.
     """
 
     def __init__(
@@ -79,8 +76,12 @@ class Dispatch:
         workers: int,
         is_committed: Callable[[str], bool],
         on_commit: Callable[[Task], None],
+        is_stuck: Callable[[int, str, float], str | None] = lambda *_: None,
+        revival: float = REVIVAL_SECONDS,
     ) -> None:
         self._actors = actors
+        self._is_stuck = is_stuck
+        self._revival = revival
         self._workers = [_Worker(number) for number in range(workers)]
         self._is_committed = is_committed
         self._on_commit = on_commit
@@ -102,27 +103,62 @@ class Dispatch:
         while self._waiting or any(worker.running for worker in self._workers):
             for worker in self._workers:
                 self._feed(worker)
+                self._ask_again(worker)
+                self._end_if_stuck(worker)
             references = [w.probe for w in self._workers if w.probe is not None]
             references += [ref for w in self._workers for ref, _ in w.running]
-            if not references:
+            if references:
+                for reference in self._actors.wait(references, TICK_SECONDS):
+                    self._settle(reference)
+            elif all(worker.gone for worker in self._workers):
                 raise EngineError(
                     f"every worker died and none came back ({self._last_death})",
                     hint="look for out-of-memory kills; try fewer workers",
                 )
-            for reference in self._actors.wait(references, 1.0):
-                self._settle(reference)
+            else:
+                time.sleep(ASK_SECONDS)
         return dict(self._failures)
 
     def _feed(self, worker: _Worker) -> None:
         while (
             self._waiting
             and not worker.gone
-            and worker.probe is None
+            and worker.dead_since is None
             and len(worker.running) < IN_FLIGHT
         ):
             task = self._next_task(worker)
             worker.engine = task.engine
+            if not worker.running:
+                worker.head_since = time.monotonic()
             worker.running.append((self._actors.submit(worker.number, task), task))
+
+    def _ask_again(self, worker: _Worker) -> None:
+        """Ping a worker that is dead as far as anyone knows, in case it has a successor."""
+        if worker.dead_since is None or worker.gone:
+            return
+        now = time.monotonic()
+        if worker.probe is None and now >= worker.ask_at:
+            worker.probe = self._actors.ping(worker.number)
+        elif now - worker.dead_since > self._revival:
+            worker.gone, worker.probe = True, None
+
+    def _end_if_stuck(self, worker: _Worker) -> None:
+        """End a worker that hangs; its shards go elsewhere now, not once its end is known."""
+        if not worker.running or worker.dead_since is not None:
+            return
+        head = worker.running[0][1]
+        held = time.monotonic() - worker.head_since
+        why = self._is_stuck(worker.number, head.key, held)
+        if why is None:
+            return
+        self._actors.kill(worker.number)
+        self._last_death = why
+        stranded = [task for _, task in worker.running]
+        worker.running.clear()
+        self._bury(worker)
+        for task in reversed(stranded):
+            error = WorkerDiedError(why)
+            self._judge(task, error, blamed=task is head)
 
     def _next_task(self, worker: _Worker) -> Task:
         """The first waiting task for the model that the worker holds, else the first of all."""
@@ -145,18 +181,14 @@ class Dispatch:
                     return
 
     def _settle_probe(self, worker: _Worker) -> None:
+        probe, worker.probe = worker.probe, None
         try:
-            self._actors.get(worker.probe)
+            self._actors.get(probe)
         except WorkerDiedError as died:
             self._last_death = str(died)
-            worker.unanswered += 1
-            if worker.unanswered >= MAX_REVIVALS:
-                worker.gone, worker.probe = True, None
-                return
-            time.sleep(0.2 * worker.unanswered)
-            worker.probe = self._actors.ping(worker.number)
+            worker.ask_at = time.monotonic() + ASK_SECONDS
             return
-        worker.probe, worker.unanswered, worker.engine = None, 0, None
+        worker.dead_since, worker.engine = None, None
 
     def _settle_task(self, worker: _Worker, reference: Any, task: Task, oldest: Any) -> None:  # noqa: ANN401
         error: KldcloudError | None
@@ -165,14 +197,23 @@ class Dispatch:
             error = reply.error
         except WorkerDiedError as died:
             error = died
-            self._quarantine(worker, oldest)
+            if worker.dead_since is None and not worker.gone:
+                # Of what it had in flight, the oldest task was running.
+                worker.culprit, worker.spared = oldest, None
+                self._bury(worker)
             if reference is not worker.culprit and worker.spared is None:
                 worker.spared = task.key
         except KldcloudError as failed:
             # Something unforeseen in the worker, which lives: counted like any failure.
             error = failed
+        worker.head_since = time.monotonic()
         if not isinstance(error, WorkerDiedError):
             self._clear(worker, reference)
+        blamed = reference is worker.culprit or not isinstance(error, WorkerDiedError)
+        self._judge(task, error, blamed=blamed)
+
+    def _judge(self, task: Task, error: KldcloudError | None, *, blamed: bool) -> None:
+        """Count a task as done, put it back, or give its group up."""
         if self._is_committed(task.key):
             # A worker may commit and die before it replies: the object is what counts.
             self._on_commit(task)
@@ -181,18 +222,17 @@ class Dispatch:
             return
         if error is None:
             error = StoreError(f"{task.key}: the worker replied, the store does not have it")
-        if reference is worker.culprit or not isinstance(error, WorkerDiedError):
+        if blamed:
             self._attempts[task.key] = self._attempts.get(task.key, 0) + 1
         if _is_final(error) or self._attempts.get(task.key, 0) >= MAX_ATTEMPTS:
             self._give_up(task, error)
         else:
             self._waiting.appendleft(task)
 
-    def _quarantine(self, worker: _Worker, oldest: Any) -> None:  # noqa: ANN401
-        """Leave a dead worker alone; of what it had in flight, the oldest task was running."""
-        if worker.probe is None and not worker.gone:
-            worker.culprit, worker.spared = oldest, None
-            worker.probe = self._actors.ping(worker.number)
+    def _bury(self, worker: _Worker) -> None:
+        """Leave a dead worker alone until a ping is answered."""
+        worker.dead_since = time.monotonic()
+        worker.ask_at = worker.dead_since
 
     def _clear(self, worker: _Worker, reference: Any) -> None:  # noqa: ANN401
         """A task that replied has not killed its worker: if it was taken to, the next one has."""

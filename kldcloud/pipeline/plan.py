@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from kldcloud import __version__
 from kldcloud.corpus.chunks import Shard, cut_shards, shard_size
@@ -25,6 +26,7 @@ from kldcloud.store.digest import sha256_bytes
 
 RUN_SCHEMA = "kldcloud.run/1"
 ID_DIGITS = 12
+NOT_MIXED: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class SweepPlan:
         choice: the base stage's encoding and why.
         stages: one identity a corpus, in order.
         options: how models are evaluated, without thread counts.
+        engine: the fingerprint of that, and of the machines where they differ.
+        mixed: that last part of it.
     """
 
     run: str
@@ -43,6 +47,8 @@ class SweepPlan:
     choice: EncodingChoice
     stages: tuple[StageIdentity, ...]
     options: LlamaOptions
+    engine: Mapping[str, str]
+    mixed: Mapping[str, str]
     llama_compat: bool
 
     @property
@@ -59,6 +65,7 @@ def make_plan(
     *,
     remote: bool,
     force_logits: str | None = None,
+    mixed: Mapping[str, str] = NOT_MIXED,
 ) -> SweepPlan:
     """Decide a sweep.
 
@@ -67,6 +74,7 @@ def make_plan(
         options: the engine's.
         remote: whether the store is reached over a network.
         force_logits: why hidden states were found unfit, if they were.
+        mixed: what differs between machines that were allowed to differ.
     """
     job, base = prepared.job, prepared.base
     if isinstance(base, KldBase):
@@ -75,7 +83,7 @@ def make_plan(
         choice = EncodingChoice("logits", force_logits)
     else:
         choice = choose_encoding(job.encoding, base.header, remote=remote)
-    engine = options.fingerprint()
+    engine = options.fingerprint() | dict(mixed)
     stages = tuple(
         kld_identity(base, corpus)
         if isinstance(base, KldBase)
@@ -103,7 +111,7 @@ def make_plan(
     }
     digest = sha256_bytes(canonical_json(facts))[:ID_DIGITS]
     run = f"{_slug(job.name)}-{digest}"
-    return SweepPlan(run, prepared, choice, stages, options, job.llama_compat)
+    return SweepPlan(run, prepared, choice, stages, options, engine, mixed, job.llama_compat)
 
 
 def run_shards(store: Store, plan: SweepPlan, corpus: ChunkedCorpus, workers: int) -> list[Shard]:

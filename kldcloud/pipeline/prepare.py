@@ -9,13 +9,12 @@ from pathlib import Path
 
 from kldcloud.corpus.chunks import ChunkShape, Tokens, cut_chunks
 from kldcloud.errors import FormatError, UserError
-from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.llama_engine import tokenize
 from kldcloud.models.quantize import quantized
-from kldcloud.models.sources import fetch, read_text
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
 from kldcloud.spec.job import CandidateSpec, CorpusSpec, SweepJob
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.kld_file import KldHeader, read_kld_header, read_kld_tokens
@@ -23,6 +22,8 @@ from kldcloud.staging.stage import tokens_bytes
 from kldcloud.store.digest import sha256_bytes
 
 KLD_CORPUS = "from-base-file"
+HERE = Sources()
+"""Every name in a job means what it means on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class ModelFile:
     Attributes:
         name: what reports and keys call it.
         file: the file name that people know it by.
+        origin: the URI that any machine can fetch it from; empty if there is none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelFile:
     path: Path
     sha256: str
     header: GgufHeader
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class _Found:
     file: str
     path: Path
     header: GgufHeader | KldHeader
+    origin: str = ""
 
     @property
     def vocabulary(self) -> int:
@@ -121,17 +125,17 @@ class _Found:
         return self.header.vocabulary_size
 
 
-def prepare(job: SweepJob, progress: Progress) -> PreparedSweep:
+def prepare(job: SweepJob, progress: Progress, sources: Sources = HERE) -> PreparedSweep:
     """Fetch and check all that the job names; only then hash, convert and quantise.
 
     Raises:
         UserError: for what the job names and is not there, or not what it should be.
         EngineError: if llama.cpp refuses a file.
     """
-    source = _find_base(job, progress)
-    found = tuple(_find_candidate(spec, progress) for spec in job.candidates)
+    source = _find_base(job, progress, sources)
+    found = tuple(_find_candidate(spec, progress, sources) for spec in job.candidates)
     _check_vocabularies(source, [each for each in found if each is not None])
-    base, corpora = _make_base(job, source, progress)
+    base, corpora = _make_base(job, source, progress, sources)
     candidates = tuple(
         _make_candidate(base, each, spec, progress)
         for each, spec in zip(found, job.candidates, strict=True)
@@ -139,36 +143,55 @@ def prepare(job: SweepJob, progress: Progress) -> PreparedSweep:
     return PreparedSweep(job, base, candidates, corpora)
 
 
+def check_models(job: SweepJob, progress: Progress) -> None:
+    """Look at the headers of all models that are here or can be fetched at once.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    local = [each for each in job.candidates if _is_here(each.model)]
+    found = [_find_candidate(each, progress, HERE) for each in local]
+    if _is_here(job.base.model or job.base.logits):
+        base = _find_base(job, progress, HERE)
+        _check_vocabularies(base, [each for each in found if each is not None])
+
+
+def _is_here(uri: SourceUri | None) -> bool:
+    return uri is not None and uri.scheme not in FETCHED_ANYWHERE
+
+
 def prepare_base(
     job: SweepJob, progress: Progress
 ) -> tuple[ModelFile | KldBase, tuple[ChunkedCorpus, ...]]:
     """The base and its corpora alone: enough to plan, and no candidate is made for it."""
-    return _make_base(job, _find_base(job, progress), progress)
+    return _make_base(job, _find_base(job, progress, HERE), progress, HERE)
 
 
-def _find_base(job: SweepJob, progress: Progress) -> _Found:
+def _find_base(job: SweepJob, progress: Progress, sources: Sources) -> _Found:
     spec = job.base
     if spec.model is not None:
-        return _find_model("base", spec.display_name, spec.model, progress)
+        return _find_model("base", spec.display_name, spec.model, progress, sources)
     if spec.logits is None:
         raise FormatError("the base names neither a model nor logits")
     with _about("base"):
-        path = _fetch(spec.logits, progress)
+        path = sources.fetch(spec.logits, progress)
         return _Found(spec.display_name, spec.logits.filename, path, read_kld_header(path))
 
 
-def _find_candidate(spec: CandidateSpec, progress: Progress) -> _Found | None:
+def _find_candidate(spec: CandidateSpec, progress: Progress, sources: Sources) -> _Found | None:
     """The candidate's file; None for one that is to be made from the base."""
     if spec.model is None:
         return None
     name = spec.display_name
-    return _find_model(f"candidate {name}", name, spec.model, progress)
+    return _find_model(f"candidate {name}", name, spec.model, progress, sources)
 
 
-def _find_model(what: str, name: str, uri: SourceUri, progress: Progress) -> _Found:
+def _find_model(
+    what: str, name: str, uri: SourceUri, progress: Progress, sources: Sources
+) -> _Found:
     with _about(what):
-        path = _fetch(uri, progress)
-        return _Found(name, uri.filename, path, read_gguf_header(path))
+        path = sources.fetch(uri, progress)
+        return _Found(name, uri.filename, path, read_gguf_header(path), sources.origin(uri))
 
 
 @contextmanager
@@ -182,7 +205,7 @@ def _about(what: str) -> Iterator[None]:
 
 
 def _make_base(
-    job: SweepJob, source: _Found, progress: Progress
+    job: SweepJob, source: _Found, progress: Progress, sources: Sources
 ) -> tuple[ModelFile | KldBase, tuple[ChunkedCorpus, ...]]:
     """The base and its chunks; the texts come first, for they are refused in seconds."""
     if isinstance(source.header, KldHeader):
@@ -190,8 +213,8 @@ def _make_base(
             digest = model_sha256(source.path, bar.advance)
         kld = KldBase(source.name, source.file, source.path, digest, source.header)
         return kld, (_corpus_of_file(job, kld),)
-    corpora = tuple(_corpus(source.path, spec, progress) for spec in job.corpora)
-    base = _model(source.name, source.file, source.path, progress)
+    corpora = tuple(_corpus(source.path, spec, progress, sources) for spec in job.corpora)
+    base = _model(source.name, source.file, source.path, progress, source.origin)
     if job.base.convert is not None:
         base = _quantize(base, job.base.convert, base.name, progress)
     return base, corpora
@@ -201,7 +224,7 @@ def _make_candidate(
     base: ModelFile | KldBase, found: _Found | None, spec: CandidateSpec, progress: Progress
 ) -> ModelFile:
     if found is not None:
-        return _model(found.name, found.file, found.path, progress)
+        return _model(found.name, found.file, found.path, progress, found.origin)
     if spec.quantize is None or isinstance(base, KldBase):
         raise FormatError(f"candidate {spec.display_name} names no model")
     return _quantize(base, spec.quantize, spec.display_name, progress)
@@ -214,22 +237,18 @@ def _quantize(source: ModelFile, quant: str, name: str, progress: Progress) -> M
     return _model(name, f"{stem}-{quant}.gguf", path, progress)
 
 
-def _model(name: str, file: str, path: Path, progress: Progress) -> ModelFile:
+def _model(name: str, file: str, path: Path, progress: Progress, origin: str = "") -> ModelFile:
     header = read_gguf_header(path)
     with progress.bar(f"hashing {file}", header.file_bytes) as bar:
         digest = model_sha256(path, bar.advance)
-    return ModelFile(name, file, path, digest, header)
+    return ModelFile(name, file, path, digest, header, origin)
 
 
-def _fetch(uri: SourceUri, progress: Progress) -> Path:
-    with progress.bar(f"fetching {uri.filename}", 0) as bar:
-        return fetch(uri, cache=cache_dir(), progress=bar.reach)
-
-
-def _corpus(tokenizer: Path, spec: CorpusSpec, progress: Progress) -> ChunkedCorpus:
+def _corpus(
+    tokenizer: Path, spec: CorpusSpec, progress: Progress, sources: Sources
+) -> ChunkedCorpus:
     with _about(f"corpus {spec.name}"):
-        with progress.bar(f"reading {spec.name}", 0) as bar:
-            text = read_text(spec.text, cache=cache_dir(), progress=bar.reach)
+        text = sources.read_text(spec.text, progress)
         digest = sha256_bytes(text.encode())
         # llama-perplexity drops one newline at the end of its -f file; so must we, to cut alike.
         tokens = tokenize(tokenizer, text.removesuffix("\n")).tokens

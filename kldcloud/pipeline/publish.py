@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from kldcloud.errors import KldcloudError
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.runs import job_bytes
-from kldcloud.pipeline.workers import WorkerLayout
 from kldcloud.report.render import render
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
 from kldcloud.staging.stage import canonical_json
@@ -23,7 +21,13 @@ def note_plan(store: Store, plan: SweepPlan) -> None:
         [corpus.name, identity.key]
         for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True)
     ]
-    facts = {"run": plan.run, "encoding": plan.choice.encoding, "stages": stages}
+    facts = {
+        "run": plan.run,
+        "encoding": plan.choice.encoding,
+        "stages": stages,
+        "candidates": [candidate.name for candidate in plan.prepared.candidates],
+        "corpora": [[c.name, c.count, c.context] for c in plan.prepared.corpora],
+    }
     store.write_new(f"{plan.prefix}/plan.json", canonical_json(facts))
     store.write_new(f"{plan.prefix}/job.yaml", job_bytes(plan.prepared.job))
 
@@ -57,19 +61,16 @@ def publish(store: Store, plan: SweepPlan, summary: Summary, data: bytes, *, par
 def note_life(
     store: Store,
     plan: SweepPlan,
-    layout: WorkerLayout,
-    seconds: float,
+    attempt: str,
+    machines: Mapping[str, object],
     usage: Sequence[Mapping[str, float]],
 ) -> None:
-    """Wall clock and hosts: worth keeping, never part of the summary."""
+    """Wall clock, machines and what they used: worth keeping, never part of the summary."""
     life = {
-        "host": socket.gethostname(),
-        "cores": os.cpu_count(),
-        "workers": layout.workers,
-        "threads": layout.threads,
-        "seconds": round(seconds, 3),
+        **machines,
+        "driver": socket.gethostname(),
         "driver_cpu_seconds": round(time.process_time(), 3),
         "worker_usage": [dict(each) for each in usage],
         "ended": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    store.write(f"{plan.prefix}/life/{time.time_ns()}.json", canonical_json(life))
+    store.write(f"{plan.prefix}/life/{attempt}/ended.json", canonical_json(life))

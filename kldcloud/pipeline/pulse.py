@@ -10,11 +10,20 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from kldcloud.errors import KldcloudError
-from kldcloud.pipeline.life import PULSE_SECONDS, DriverLife, WorkerLife, driver_key
+from kldcloud.pipeline.life import (
+    PULSE_SECONDS,
+    AttemptRecord,
+    DriverLife,
+    WorkerLife,
+    driver_key,
+)
 from kldcloud.store.base import Store
+
+
+Record = TypeVar("Record", bound="DriverLife | AttemptRecord")
 
 
 class Pulse:
@@ -54,49 +63,63 @@ class Pulse:
             self._wake.clear()
 
 
-class DriverPulse:
-    """The driver's heartbeat: a record that the pipeline keeps up to date.
+class RecordPulse(Generic[Record]):
+    """The heartbeat of something with a record that is kept up to date.
 
     Args:
         store: where it goes.
-        run: the run's id.
+        key: the object's.
         first: what is known at the start.
     """
 
-    def __init__(self, store: Store, run: str, first: DriverLife) -> None:
+    def __init__(self, store: Store, key: str, first: Record) -> None:
         self._lock = threading.Lock()
-        self._life = replace(first, host=socket.gethostname(), started=time.time())
+        self._record: Record = replace(first, host=socket.gethostname(), started=time.time())
         self._store = store
-        self._key = driver_key(run, first.attempt)
+        self._key = key
         self._pulse = Pulse(self._write)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.end()
+
+    def change(self, **facts: Any) -> None:  # noqa: ANN401 - the record's fields
+        """Put new facts into the record and write it soon."""
+        with self._lock:
+            self._record = replace(self._record, **facts)
+        self._pulse.now()
+
+    def end(self) -> None:
+        """Write once more and stop."""
+        self._pulse.end()
+
+    def _write(self) -> None:
+        with self._lock:
+            record = replace(self._record, updated=time.time())
+        self._store.write(self._key, json.dumps(asdict(record)).encode())
+
+
+class DriverPulse(RecordPulse[DriverLife]):
+    """The driver's heartbeat, which says how its block ended."""
+
+    def __init__(self, store: Store, run: str, first: DriverLife) -> None:
+        super().__init__(store, driver_key(run, first.attempt), first)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.change(state="finished", label="")
         elif isinstance(error, KldcloudError):
             self.change(state="failed", error=str(error))
         else:
             self.change(state="stopped", error=type(error).__name__)
-        self._pulse.end()
-
-    def change(self, **facts: Any) -> None:  # noqa: ANN401 - the fields of DriverLife
-        """Put new facts into the record and write it soon."""
-        with self._lock:
-            self._life = replace(self._life, **facts)
-        self._pulse.now()
+        self.end()
 
     def advance(self, chunks: int) -> None:
         """Count chunk evaluations as committed."""
         with self._lock:
-            self._life = replace(self._life, done=self._life.done + chunks)
-
-    def _write(self) -> None:
-        with self._lock:
-            life = replace(self._life, updated=time.time())
-        self._store.write(self._key, json.dumps(asdict(life)).encode())
+            self._record = replace(self._record, done=self._record.done + chunks)
 
 
 class WorkerPulse:
@@ -122,6 +145,10 @@ class WorkerPulse:
     def step(self) -> None:
         """A chunk of it is done."""
         self._life = replace(self._life, moved=time.time(), chunks=self._life.chunks + 1)
+
+    def moved(self) -> None:
+        """Something other than a chunk went on: a part of a download, a model loaded."""
+        self._life = replace(self._life, moved=time.time())
 
     def rest(self) -> None:
         """The task is over."""

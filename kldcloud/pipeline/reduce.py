@@ -101,7 +101,7 @@ def _summary(
         "name": prepared.job.name,
         "status": "partial" if partial else "complete",
         "kldcloud": __version__,
-        "engine": plan.options.fingerprint(),
+        "engine": dict(plan.engine),
         "encoding": plan.choice.encoding,
         "llama_compat": plan.llama_compat,
         "base": _base(prepared.base),

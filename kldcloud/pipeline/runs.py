@@ -92,17 +92,18 @@ def _same_job(store: Store, run: str, wanted: bytes) -> bool:
 
     try:
         kept = store.read(f"runs/{run}/job.yaml", limit=MAX_JOB_BYTES)
-        return _what_counts(yaml.safe_load(kept)) == _what_counts(yaml.safe_load(wanted))
+        return what_counts(yaml.safe_load(kept)) == what_counts(yaml.safe_load(wanted))
     except (KldcloudError, yaml.YAMLError):
         return False
 
 
-def _what_counts(job: object) -> object:
+def what_counts(job: object) -> object:
+    """A job's content without what moves no number."""
     if isinstance(job, list):
-        return [_what_counts(each) for each in job]
+        return [what_counts(each) for each in job]
     if not isinstance(job, dict):
         return job
-    return {key: _what_counts(each) for key, each in job.items() if key not in NO_PART_OF_A_RUN}
+    return {key: what_counts(each) for key, each in job.items() if key not in NO_PART_OF_A_RUN}
 
 
 def _last_sign_of_life(store: Store, run: str) -> str:

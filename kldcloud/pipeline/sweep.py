@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
-from kldcloud.clusters.local_ray import RayActors, local_ray
-from kldcloud.corpus.chunks import Shard, shard_size
-from kldcloud.errors import StoreError
+from kldcloud.errors import EngineError
 from kldcloud.models.llama_library import llama
-from kldcloud.pipeline.dispatch import Dispatch, Failure
-from kldcloud.pipeline.plan import SweepPlan, llama_options, make_plan, run_shards
-from kldcloud.pipeline.prepare import KldBase, ModelFile, PreparedSweep, prepare
+from kldcloud.pipeline.dispatch import Failure
+from kldcloud.pipeline.life import DriverLife, new_attempt
+from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
+from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, llama_options, make_plan
+from kldcloud.pipeline.prepare import HERE, ModelFile, PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
-from kldcloud.pipeline.reduce import group_name, reduce_run
-from kldcloud.pipeline.stage_base import import_kld
-from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, StageTask, Task
-from kldcloud.pipeline.workers import WorkerLayout, worker_layout
+from kldcloud.pipeline.pulse import DriverPulse
+from kldcloud.pipeline.reduce import reduce_run
+from kldcloud.pipeline.session import Session
+from kldcloud.pipeline.sources import Sources
+from kldcloud.pipeline.workers import seats_for
 from kldcloud.report.summary_file import Summary, parse_summary
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
-from kldcloud.staging.head import read_head
-from kldcloud.staging.stage import (
-    canonical_json,
-    finish_stage,
-    is_complete,
-    load_json,
-    stage_shards,
-    tokens_bytes,
-)
+from kldcloud.staging.stage import load_json
 from kldcloud.store import check_usable
 from kldcloud.store.base import Store
-
-HIDDEN_LIMIT = 1e-6
-"""Nats: a base whose rebuilt logits are further than this from the engine's is staged as codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +45,42 @@ class SweepOutcome:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """What a driver on rented machines is part of; on this machine the defaults say it all.
+
+    Attributes:
+        launch: its id in the store; empty on this machine.
+        attempt: this driver's; made up if empty.
+        sources: where it finds what the job names.
+        allow_mixed: whether machines whose engines differ may share the work.
+        on_run: called with the run's id as soon as it is known.
+    """
+
+    launch: str = ""
+    attempt: str = ""
+    sources: Sources = HERE
+    allow_mixed: bool = False
+    on_run: Callable[[str], None] = lambda _: None
+
+
 def run_sweep(
-    job: SweepJob, cluster: ClusterSpec, store: Store, progress: Progress
+    job: SweepJob,
+    cluster: ClusterSpec,
+    store: Store,
+    progress: Progress,
+    machines: Machines | None = None,
+    launched: Launched = Launched(),
 ) -> SweepOutcome:
     """Run a sweep, or what is left of it; the same job and store always end in the same bytes.
+
+    Args:
+        job: what is measured.
+        cluster: how machines are divided among workers.
+        store: where everything is kept.
+        progress: for the person at the terminal.
+        machines: where workers run; this machine if None.
+        launched: what the driver is part of.
 
     Raises:
         KldcloudError: one line that says what, where and the next step.
@@ -68,30 +89,72 @@ def run_sweep(
     # What would end the run after hours of downloads and quantising ends it now.
     check_usable(store)
     llama()
-    prepared = prepare(job, progress)
-    layout = worker_layout(
-        cluster, job.engine, _largest_model(prepared), sum(c.count for c in prepared.corpora)
+    machines = machines or _this_machine()
+    nodes = machines.nodes()
+    mixed = _mixed(nodes, allowed=launched.allow_mixed)
+    prepared = prepare(job, progress, launched.sources)
+    seats = seats_for(
+        cluster, job.engine, nodes, _largest_model(prepared), sum(c.count for c in prepared.corpora)
     )
-    options = llama_options(cluster.engine_for(job.engine), layout.threads)
-    session = _Session(store, progress, layout)
-    plan = make_plan(prepared, options, remote=store.uri.startswith("s3:"))
+    options = llama_options(cluster.engine_for(job.engine), seats[0].threads)
+    plan = make_plan(prepared, options, remote=store.uri.startswith("s3:"), mixed=mixed)
     refused = _refusal_on_record(store, plan)
     if refused is not None:
-        plan = make_plan(prepared, options, remote=False, force_logits=refused)
+        plan = make_plan(prepared, options, remote=False, force_logits=refused, mixed=mixed)
+    launched.on_run(plan.run)
     if (found := finished(store, plan)) is not None:
         progress.note(f"run {plan.run} is complete already")
         return SweepOutcome(plan.run, found, {}, time.monotonic() - started)
-    with session:
-        plan = session.stage(plan)
-        note_plan(store, plan)
-        shards, failures = session.measure(plan)
-    with_failures = {name: failures[name] for name in sorted(failures)}
-    summary_bytes = reduce_run(store, plan, shards, with_failures)
-    summary = parse_summary(summary_bytes)
-    publish(store, plan, summary, summary_bytes, partial=bool(failures))
+    attempt = launched.attempt or new_attempt()
+    session = Session(store, progress, machines, seats, attempt, cluster.shard_deadline)
+    life = DriverLife(
+        attempt, launch=launched.launch, workers=len(seats), context=_context(prepared)
+    )
+    with DriverPulse(store, plan.run, life) as pulse:
+        with session:
+            plan = session.stage(plan, pulse)
+            note_plan(store, plan)
+            shards, failures = session.measure(plan, pulse)
+        pulse.change(state="reducing", label="reducing", failures=_lines(failures))
+        with_failures = {name: failures[name] for name in sorted(failures)}
+        summary_bytes = reduce_run(store, plan, shards, with_failures)
+        summary = parse_summary(summary_bytes)
+        publish(store, plan, summary, summary_bytes, partial=bool(failures))
     seconds = time.monotonic() - started
-    note_life(store, plan, layout, seconds, session.usage)
+    note_life(store, plan, attempt, _machine_facts(nodes, seats, seconds), session.usage)
     return SweepOutcome(plan.run, summary, with_failures, seconds)
+
+
+def _this_machine() -> Machines:
+    from kldcloud.clusters.local_ray import LocalMachines
+
+    return LocalMachines()
+
+
+def _mixed(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, str]:
+    """What differs between the machines' engines, for the run's identity if that is allowed.
+
+    Raises:
+        EngineError: if they differ and may not: their numbers would depend on who did what.
+    """
+    first = nodes[0]
+    names = sorted({name for node in nodes for name in node.engine})
+    differ = {
+        name: sorted({node.engine.get(name, "") for node in nodes})
+        for name in names
+        if any(node.engine.get(name) != first.engine.get(name) for node in nodes)
+    }
+    if not differ:
+        return NOT_MIXED
+    if not allowed:
+        name = min(differ)
+        other = next(node for node in nodes if node.engine.get(name) != first.engine.get(name))
+        raise EngineError(
+            f"machines differ in the engine's {name}: {first.host} has "
+            f"'{first.engine.get(name, '')}', {other.host} '{other.engine.get(name, '')}'",
+            hint="ask for machines of one kind, or add --allow-mixed to have it on record",
+        )
+    return {f"mixed {name}": " / ".join(values) for name, values in differ.items()}
 
 
 def _largest_model(prepared: PreparedSweep) -> int:
@@ -101,146 +164,24 @@ def _largest_model(prepared: PreparedSweep) -> int:
     return max(model.header.file_bytes for model in models)
 
 
-class _Session:
-    """Workers for one launch, started when first needed and ended with the block."""
+def _context(prepared: PreparedSweep) -> float:
+    chunks = sum(corpus.count for corpus in prepared.corpora)
+    return sum(corpus.count * corpus.context for corpus in prepared.corpora) / chunks
 
-    def __init__(self, store: Store, progress: Progress, layout: WorkerLayout) -> None:
-        self._store = store
-        self._progress = progress
-        self._layout = layout
-        self._actors: RayActors | None = None
-        self._ray = local_ray(layout.workers)
-        self.usage: list[dict[str, float]] = []
-        """Of each worker that lived to the end; empty if none was needed."""
 
-    def __enter__(self) -> Self:
-        return self
+def _lines(failures: Mapping[str, Failure]) -> tuple[str, ...]:
+    return tuple(f"{name}: {failure.key}: {failure.cause}" for name, failure in failures.items())
 
-    def __exit__(self, *exception: object) -> None:
-        if self._actors is not None:
-            if exception[0] is None:
-                self.usage = self._actors.usage()
-            self._actors = None
-            self._ray.__exit__(None, None, None)
 
-    def stage(self, plan: SweepPlan) -> SweepPlan:
-        """Make every base stage whole; returns the plan, changed if hidden states were refused."""
-        base = plan.prepared.base
-        if isinstance(base, KldBase):
-            corpus = plan.prepared.corpora[0]
-            import_kld(self._store, base, corpus, plan.stages[0], self._progress)
-            return plan
-        if plan.choice.encoding == "hidden" and not all(
-            is_complete(self._store, identity) for identity in plan.stages
-        ):
-            reason = self._why_not_hidden(plan, base)
-            if reason is not None:
-                self._progress.warn(f"staging logits instead of hidden states: {reason}")
-                self._store.write_new(
-                    f"{plan.stages[0].prefix}/refused.json", canonical_json({"reason": reason})
-                )
-                plan = make_plan(plan.prepared, plan.options, remote=False, force_logits=reason)
-        for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True):
-            if is_complete(self._store, identity):
-                self._progress.note(f"base stage for {corpus.name} is there already")
-                continue
-            engine = EngineRef(base.path, identity.context, plan.options)
-            proposed = plan.prepared.job.shard_chunks or shard_size(
-                corpus.count, self._layout.workers
-            )
-            shards = stage_shards(self._store, identity, proposed)
-            tasks: list[Task] = [
-                StageTask(
-                    group=f"base {base.name} on {corpus.name}",
-                    key=identity.shard_key(shard),
-                    shard=shard,
-                    engine=engine,
-                    identity=identity,
-                    tokens=tokens_bytes(corpus.chunks[shard.first : shard.first + shard.count]),
-                )
-                for shard in shards
-            ]
-            failures = self._run(f"staging {base.name}", tasks, identity.prefix)
-            for failure in failures.values():
-                raise failure.kind(f"{failure.group}: {failure.key}: {failure.cause}")
-            head = None
-            if identity.encoding == "hidden":
-                head = read_head(base.path, base.header)
-            finish_stage(self._store, identity, shards, corpus.chunks, head)
-        return plan
-
-    def measure(self, plan: SweepPlan) -> tuple[dict[str, Sequence[Shard]], Mapping[str, Failure]]:
-        """Measure every candidate on every corpus; a candidate's failure comes back, no raise."""
-        prepared = plan.prepared
-        shards: dict[str, Sequence[Shard]] = {
-            corpus.name: run_shards(self._store, plan, corpus, self._layout.workers)
-            for corpus in prepared.corpora
-        }
-        tasks: list[Task] = [
-            MeasureTask(
-                group=group_name(candidate.name, corpus.name),
-                key=plan.partial_key(candidate.name, corpus.name, shard),
-                shard=shard,
-                engine=EngineRef(candidate.path, identity.context, plan.options),
-                stage=identity.key,
-                run=plan.run,
-                candidate=candidate.name,
-                corpus=corpus.name,
-                llama_compat=plan.llama_compat,
-            )
-            for candidate in prepared.candidates
-            for corpus, identity in zip(prepared.corpora, plan.stages, strict=True)
-            for shard in shards[corpus.name]
-        ]
-        failures = self._run("measuring", tasks, f"{plan.prefix}/partials")
-        for failure in failures.values():
-            if issubclass(failure.kind, StoreError):
-                # A store that fails says nothing about the candidate: the run stops, to go on.
-                raise failure.kind(f"{failure.group}: {failure.cause}")
-        return shards, failures
-
-    def _run(self, label: str, tasks: Sequence[Task], prefix: str) -> Mapping[str, Failure]:
-        """Run the tasks whose objects are not there yet."""
-        there = {info.key for info in self._store.list(f"{prefix}/")}
-        todo = [task for task in tasks if task.key not in there]
-        chunks = sum(task.shard.count for task in tasks)
-        done = chunks - sum(task.shard.count for task in todo)
-        if done:
-            self._progress.note(f"{label}: {done} of {chunks} chunks are done already")
-        if not todo:
-            return {}
-        actors = self._workers()
-        with self._progress.bar(label, chunks, done) as bar:
-            dispatch = Dispatch(
-                actors,
-                self._layout.workers,
-                lambda key: self._store.size(key) is not None,
-                lambda task: bar.advance(task.shard.count),
-            )
-            return dispatch.run(todo)
-
-    def _workers(self) -> RayActors:
-        if self._actors is None:
-            layout = self._layout
-            with self._progress.bar("starting workers", 0):
-                self._ray.__enter__()
-                self._actors = RayActors(
-                    layout.workers, layout.threads, self._store.uri, layout.memory
-                )
-        return self._actors
-
-    def _why_not_hidden(self, plan: SweepPlan, base: ModelFile) -> str | None:
-        """Compare rebuilt logits with the engine's on one chunk, before anything is staged."""
-        identity, corpus = plan.stages[0], plan.prepared.corpora[0]
-        engine = EngineRef(base.path, identity.context, plan.options)
-        workers, chunk = self._workers(), tokens_bytes(corpus.chunks[:1])
-        with self._progress.bar("trying hidden states on one chunk", 0):
-            found = workers.call(0, "hidden_error", engine, identity, chunk)
-        if isinstance(found, Reply):
-            return str(found.error)
-        if found <= HIDDEN_LIMIT:
-            return None
-        return f"rebuilt logits are {found:.2g} nats from the engine's, over {HIDDEN_LIMIT:.0e}"
+def _machine_facts(
+    nodes: Sequence[NodeFacts], seats: Sequence[Seat], seconds: float
+) -> dict[str, object]:
+    return {
+        "seconds": round(seconds, 3),
+        "nodes": [{"host": node.host, "cores": node.cores, "gpus": node.gpus} for node in nodes],
+        "workers": len(seats),
+        "threads": seats[0].threads,
+    }
 
 
 def _refusal_on_record(store: Store, plan: SweepPlan) -> str | None:

@@ -16,10 +16,27 @@ from kldcloud.staging.stage import StageIdentity
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model file, wherever the worker is.
+
+    Attributes:
+        path: where the driver has it.
+        sha256: of its bytes.
+        size: in bytes.
+        origin: a URI that any machine can fetch it from; empty for the store's `models/<sha256>`.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRef:
     """A model to be loaded for chunks of one length."""
 
-    path: Path
+    model: ModelRef
     context: int
     options: LlamaOptions
 

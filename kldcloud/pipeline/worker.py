@@ -6,6 +6,8 @@ import os
 import resource
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,11 @@ from kldcloud.divergence.records import TokenRecords, concatenate
 from kldcloud.errors import EngineError, FormatError, KldcloudError
 from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.llama_engine import LlamaEngine
-from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, StageTask, Task
+from kldcloud.pipeline.life import worker_key
+from kldcloud.pipeline.machines import Seat, WorkerSettings
+from kldcloud.pipeline.pulse import WorkerPulse
+from kldcloud.pipeline.sources import local_copy
+from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, Reply, StageTask, Task
 from kldcloud.staging.encodings import Encoding
 from kldcloud.staging.head import read_head
 from kldcloud.staging.stage import StageIdentity, StageReader, make_encoding, write_shard
@@ -28,17 +34,21 @@ class SweepWorker:
     """Runs tasks one at a time; keeps the model, the stage and their buffers between them.
 
     Args:
-        store: the store's URI.
-        threads: CPU threads for the engine, the kernel and rebuilds.
-        memory: bytes of private memory that this process may take; None for no bound.
+        settings: what all workers of a launch are told.
+        seat: what this one has of its machine: threads for the engine, the kernel and rebuilds.
+        number: which worker this is.
     """
 
-    def __init__(self, store: str, threads: int, memory: int | None = None) -> None:
-        if memory is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    def __init__(self, settings: WorkerSettings, seat: Seat, number: int) -> None:
+        if seat.memory is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (seat.memory, seat.memory))
         self._started_cpu = time.process_time()
-        self._store = open_store(store)
-        self._threads = threads
+        self._store = open_store(settings.store)
+        self._threads = seat.threads
+        self._remote = settings.remote
+        self._pulse = WorkerPulse(
+            self._store, worker_key(settings.run, settings.attempt, number), number
+        )
         self._engine: tuple[EngineRef, LlamaEngine] | None = None
         self._encoding: tuple[StageIdentity, Encoding] | None = None
         self._stage: tuple[str, StageReader, Tokens] | None = None
@@ -58,6 +68,7 @@ class SweepWorker:
 
     def run(self, task: Task) -> Reply:
         """Do a task and commit its object. Failures that people can read come back as a reply."""
+        self._pulse.begin(task.key)
         try:
             if isinstance(task, StageTask):
                 self._run_stage(task)
@@ -68,6 +79,8 @@ class SweepWorker:
         except MemoryError:
             exhausted = EngineError("out of memory", hint="use fewer workers or a smaller context")
             return Reply(task.key, exhausted)
+        finally:
+            self._pulse.rest()
         return Reply(task.key)
 
     def hidden_error(self, ref: EngineRef, identity: StageIdentity, chunk: bytes) -> float | Reply:
@@ -91,12 +104,11 @@ class SweepWorker:
         encoding = self._encoding_for(task.engine, identity)
         engine = self._engine_for(task.engine)
         shape = ChunkShape(identity.context)
-        frames = [
-            encoding.encode(
-                engine.evaluate(chunk, hidden=encoding.needs_hidden), shape.next_tokens(chunk)
-            )
-            for chunk in chunks
-        ]
+        frames = []
+        for chunk in chunks:
+            output = engine.evaluate(chunk, hidden=encoding.needs_hidden)
+            frames.append(encoding.encode(output, shape.next_tokens(chunk)))
+            self._pulse.step()
         write_shard(self._store, identity, task.shard, frames)
 
     def _run_measure(self, task: MeasureTask) -> None:
@@ -121,6 +133,7 @@ class SweepWorker:
                 llama_compat=task.llama_compat,
             )
             parts.append(_records(statistics, chunk, shape, next_tokens))
+            self._pulse.step()
         identity = PartialIdentity(
             task.run, task.candidate, task.corpus, task.shard.first, task.shard.count
         )
@@ -160,14 +173,23 @@ class SweepWorker:
                 # Free the old model first: two never fit where one just does.
                 self._engine[1].close()
                 self._engine = None
-            self._engine = (ref, LlamaEngine(ref.path, ref.context, ref.options))
+            options = replace(ref.options, threads=self._threads)
+            self._engine = (ref, LlamaEngine(self._path_of(ref.model), ref.context, options))
+            self._pulse.moved()
         return self._engine[1]
+
+    def _path_of(self, model: ModelRef) -> Path:
+        """Where this machine has a model; on another machine than the driver's it may come now."""
+        if not self._remote:
+            return model.path
+        return local_copy(model, self._store, lambda _done, _all: self._pulse.moved())
 
     def _encoding_for(self, ref: EngineRef, identity: StageIdentity) -> Encoding:
         if self._encoding is None or self._encoding[0] != identity:
             head = None
             if identity.encoding == "hidden":
-                head = read_head(ref.path, read_gguf_header(ref.path))
+                path = self._path_of(ref.model)
+                head = read_head(path, read_gguf_header(path))
             self._encoding = (identity, make_encoding(identity, head, threads=self._threads))
         return self._encoding[1]
 

@@ -1,10 +1,10 @@
-"""How many workers a machine gets, and how many threads each."""
+"""How many workers each machine gets, and what each of them gets of it."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from kldcloud.pipeline.machines import NodeFacts, Seat
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.engine import EngineOptions
 
@@ -15,48 +15,49 @@ WORKER_BYTES = 1 << 30
 MEMORY_SHARE = 0.7
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLayout:
-    """Processes and threads on this machine.
+def seats_for(
+    cluster: ClusterSpec,
+    engine: EngineOptions,
+    nodes: Sequence[NodeFacts],
+    model_bytes: int,
+    chunks: int,
+) -> tuple[Seat, ...]:
+    """Divide machines among workers; the order is round the machines, so that few chunks spread.
 
-    Attributes:
-        workers: processes that each hold one model.
-        threads: CPU threads of one.
-        memory: bytes that one may take; None for no bound.
-    """
-
-    workers: int
-    threads: int
-    memory: int | None
-
-
-def worker_layout(
-    cluster: ClusterSpec, engine: EngineOptions, model_bytes: int, chunks: int
-) -> WorkerLayout:
-    """Divide this machine.
-
-    `auto` gives one worker to a GPU; on CPUs as many single-threaded ones as there are cores and
-    memory for (no barriers between threads), the cores shared evenly if memory allows fewer.
+    `auto` gives one worker to a GPU (or to `gpus_per_worker` of them); on CPUs as many
+    single-threaded ones as there are cores and memory for (no barriers between threads), the cores
+    shared evenly if memory allows fewer.
 
     Args:
         cluster: what the cluster file says.
         engine: what the job says.
+        nodes: the machines.
         model_bytes: size of the largest model.
         chunks: how many there are: more workers than that would idle.
     """
-    cores = len(os.sched_getaffinity(0))
     wanted = cluster.engine_for(engine)
+    by_node = [_seats_on(node, cluster, wanted, model_bytes, chunks) for node in nodes]
+    most = max(len(seats) for seats in by_node)
+    dealt = [seats[turn] for turn in range(most) for seats in by_node if turn < len(seats)]
+    return tuple(dealt[: max(1, chunks)])
+
+
+def _seats_on(
+    node: NodeFacts, cluster: ClusterSpec, engine: EngineOptions, model_bytes: int, chunks: int
+) -> list[Seat]:
+    gpus = 0
+    if engine.n_gpu_layers != 0:
+        share = cluster.gpus_per_worker
+        gpus = min(node.gpus, 1 if share is None else share)
     if isinstance(cluster.workers, int):
         workers = cluster.workers
-    elif wanted.n_gpu_layers != 0:
-        workers = 1
+        if gpus * workers > node.gpus:
+            gpus = 0  # more workers than GPUs: they share what the machine shows
+    elif engine.n_gpu_layers != 0:
+        workers = max(1, node.gpus // gpus) if gpus else 1
     else:
         each = int(model_bytes * MODEL_OVERHEAD) + WORKER_BYTES
-        workers = max(1, min(cores, int(_free_memory() * MEMORY_SHARE) // each))
+        workers = max(1, min(node.cores, int(node.memory * MEMORY_SHARE) // each))
     workers = max(1, min(workers, chunks))
-    threads = wanted.threads or cluster.threads_per_worker or max(1, cores // workers)
-    return WorkerLayout(workers, threads, cluster.memory_per_worker)
-
-
-def _free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    threads = engine.threads or cluster.threads_per_worker or max(1, node.cores // workers)
+    return [Seat(node.name, threads, cluster.memory_per_worker, gpus)] * workers

@@ -48,6 +48,8 @@ class ClusterSpec(SpecModel):
             machines as environment only; a name that ends in '?' may be missing.
         max_duration: seconds after which the job ends and the machines go, whatever it is doing.
         autodown: seconds of idleness after which the machines go by themselves.
+        shard_deadline: seconds that a worker may hold a shard without a step forward (a chunk, a
+            part of a download, a loaded model) before it is ended and another takes the shard.
         engine: options that replace those of the job; the ones not written down do not.
     """
 
@@ -63,13 +65,14 @@ class ClusterSpec(SpecModel):
     secrets: Annotated[tuple[str, ...], Field(max_length=_MOST_ENTRIES)] = ()
     max_duration: Duration = 86400
     autodown: Duration = 600
+    shard_deadline: Duration = 900
     engine: EngineOptions = EngineOptions()
 
     @field_validator("envs")
     @classmethod
     def _no_secret_among_envs(cls, envs: Mapping[str, str]) -> Mapping[str, str]:
         for name, value in envs.items():
-            _check_variable(name)
+            _check_variable(name, name)
             if _LOOKS_SECRET.search(name):
                 raise refused("looks like a secret: write its name under 'secrets' instead", name)
             if len(value) > _LONGEST_TEXT or "\0" in value:

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 
 import pytest
 
+from kldcloud.clusters import local_ray as rooms
 from kldcloud.clusters.local_ray import local_ray
-from kldcloud.pipeline import sweep
 
 MOST_WORKERS = 3
 
@@ -17,5 +17,5 @@ MOST_WORKERS = 3
 def one_ray() -> Iterator[None]:
     """One real Ray for all sweeps of a module: starting and ending it is other tests' subject."""
     with local_ray(MOST_WORKERS), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "local_ray", lambda _workers: nullcontext())
+        patch.setattr(rooms, "local_ray", lambda _workers, _gpus: nullcontext())
         yield

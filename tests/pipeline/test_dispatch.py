@@ -11,25 +11,26 @@ from typing import Any
 
 import pytest
 
-from kldcloud.clusters.local_ray import RayActors
+from kldcloud.clusters.ray_actors import RayActors
 from kldcloud.corpus.chunks import Shard
 from kldcloud.errors import EngineError, FormatError, StoreError
 from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.pipeline.dispatch import IN_FLIGHT, MAX_ATTEMPTS, Dispatch, Failure
-from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, Task
+from kldcloud.pipeline.machines import Seat, WorkerSettings
+from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, Reply, Task
 from tests.pipeline.conftest import MOST_WORKERS
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 
-ENGINE = EngineRef(Path("none.gguf"), 128, LlamaOptions())
+ENGINE = EngineRef(ModelRef(Path("none.gguf"), "0" * 64, 1), 128, LlamaOptions())
 
 
 class ScriptedWorker:
     """A worker that commits by making a file, and misbehaves where a task's name says so."""
 
-    def __init__(self, store: str, threads: int, memory: int | None) -> None:
-        del threads, memory
-        self._store = Path(store)
+    def __init__(self, settings: WorkerSettings, seat: Seat, number: int) -> None:
+        del seat, number
+        self._store = Path(settings.store)
         if (self._store / "no-worker-starts").exists():
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -67,13 +68,13 @@ class ScriptedWorker:
 class ScriptedActors(RayActors):
     """The pipeline's own Ray actors, of the class above."""
 
-    def __init__(self, workers: int, store: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, workers: int, store: Path) -> None:
         import ray
 
         # Workers can import kldcloud, but no test module: the class must travel to them whole.
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        patch.setattr("kldcloud.pipeline.worker.SweepWorker", ScriptedWorker)
-        super().__init__(workers, 1, str(store), None)
+        settings = WorkerSettings(str(store), "run", "attempt", remote=False)
+        super().__init__([Seat("", 1, None)] * workers, settings, ScriptedWorker)
 
 
 def tasks(group: str, *keys: str) -> list[Task]:
@@ -94,12 +95,12 @@ class Outcome:
 
 
 @pytest.fixture
-def dispatched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def dispatched(tmp_path: Path) -> Any:
     """Run tasks on so many workers."""
 
     def run(wanted: Sequence[Task], workers: int = 1) -> Outcome:
         committed: list[str] = []
-        actors = ScriptedActors(workers, tmp_path, monkeypatch)
+        actors = ScriptedActors(workers, tmp_path)
         dispatch = Dispatch(
             actors,
             workers,

@@ -178,7 +178,7 @@ def test_hidden_states_that_do_not_rebuild_the_logits_are_staged_as_codes_for_go
     pair: TinyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No file that loads defeats the check, so here nothing passes it.
-    monkeypatch.setattr("kldcloud.pipeline.sweep.HIDDEN_LIMIT", -1.0)
+    monkeypatch.setattr("kldcloud.pipeline.session.HIDDEN_LIMIT", -1.0)
     job = facts(pair.base, [pair.candidate], [corpus(128, CHUNKS)], encoding="hidden")
     notes = Notes()
     first = sweep(job, tmp_path, progress=notes)

@@ -110,3 +110,90 @@ def test_a_cluster_replaces_only_the_engine_options_that_it_gives() -> None:
     job = EngineOptions(threads=2, repack=False, n_gpu_layers=5)
     assert cluster.engine_for(job) == EngineOptions(threads=2, repack=True, n_gpu_layers=-1)
     assert ClusterSpec().engine_for(job) == job
+
+
+RENTED = """\
+provider: skypilot
+nodes: 2
+resources:
+  accelerators: H100:1
+  any_of: [{use_spot: true}, {use_spot: false}]
+workers: 3
+gpus_per_worker: 1
+setup: |
+  module load cuda
+envs: {AWS_ENDPOINT_URL: "https://s3.example.org"}
+secrets: [AWS_SECRET_ACCESS_KEY, 'HF_TOKEN?']
+max_duration: 12h
+autodown: 5m
+shard_deadline: 90s
+"""
+
+
+def test_a_rented_cluster_says_all_that_skypilot_needs(tmp_path: Path) -> None:
+    (tmp_path / "rig.yaml").write_text(RENTED)
+    cluster = load_cluster("rig", folder=tmp_path)
+    assert cluster.remote
+    assert cluster.spot
+    assert cluster.resources["accelerators"] == "H100:1"
+    assert (cluster.nodes, cluster.workers, cluster.gpus_per_worker) == (2, 3, 1)
+    assert (cluster.max_duration, cluster.autodown, cluster.shard_deadline) == (43200, 300, 90)
+    assert cluster.setup == "module load cuda\n"
+    dumped = cluster.model_dump(mode="json", exclude_unset=True)
+    assert ClusterSpec.model_validate(dumped) == cluster
+
+
+def test_spot_is_seen_wherever_resources_say_it() -> None:
+    for resources, spot in (
+        ({}, False),
+        ({"use_spot": True}, True),
+        ({"ordered": [{"use_spot": False}, {"use_spot": True}]}, True),
+        ({"any_of": [{"use_spot": False}]}, False),
+        ({"any_of": "nonsense"}, False),
+    ):
+        cluster = ClusterSpec.model_validate({"provider": "skypilot", "resources": resources})
+        assert cluster.spot is spot, resources
+
+
+HOURS = "must be a time such as 90m, 12h or 2d, of a year at most"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("max_duration: soon", f"max_duration: {HOURS}, not 'soon'"),
+        ("max_duration: 0h", f"max_duration: {HOURS}, not '0h'"),
+        ("autodown: 900d", f"autodown: {HOURS}, not '900d'"),
+        ("nodes: 0", "nodes: must be at least 1, not 0"),
+        ("envs: {HF_TOKEN: abc}", "envs.HF_TOKEN: looks like a secret: write its name under"),
+        ("envs: {AWS_ACCESS_KEY_ID: abc}", "envs.AWS_ACCESS_KEY_ID: looks like a secret"),
+        ("envs: {SKYPILOT_X: a}", "envs.SKYPILOT_X: SKYPILOT_X is set by SkyPilot, Ray"),
+        ("envs: {'A B': a}", "envs['A B']: 'A B' cannot name an environment variable"),
+        ("secrets: ['a=b']", "secrets[0]: 'a=b' cannot name an environment variable"),
+        ("secrets: {HF_TOKEN: abc}", "secrets: must be a list (lines that begin with '- ')"),
+    ],
+)
+def test_what_only_rented_machines_have_is_refused_as_well(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"provider: skypilot\n{line}\n")
+    with pytest.raises(SpecError) as caught:
+        load_cluster(str(path))
+    assert str(caught.value).startswith(f"{path}:2: {message}")
+    assert "abc" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["nodes: 2", "resources: {cpus: 4}", "setup: ls", "secrets: [A]"])
+def test_this_machine_has_no_use_for_what_is_rented(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{line}\n")
+    field = line.partition(":")[0]
+    with pytest.raises(SpecError, match=f"{field}: is for provider: skypilot"):
+        load_cluster(str(path))
+
+
+def test_a_name_and_an_env_may_not_be_a_secret_as_well() -> None:
+    facts = {"provider": "skypilot", "envs": {"PLACE": "here"}, "secrets": ["PLACE"]}
+    with pytest.raises(ValueError, match="has PLACE, which 'secrets' has as well"):
+        ClusterSpec.model_validate(facts)

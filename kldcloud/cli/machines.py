@@ -1,0 +1,107 @@
+"""`kldcloud logs`, `cancel` and `down`: a launch on other machines, seen from anywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kldcloud.clusters.skypilot import SkyJob
+    from kldcloud.pipeline.life import LaunchRecord
+
+LaunchName = Annotated[
+    str, typer.Argument(metavar="LAUNCH", help="A launch or run id, a prefix of it, or `latest`.")
+]
+LaunchStore = Annotated[
+    str, typer.Option("--store", help="The store that the launch writes to: s3://bucket/prefix.")
+]
+
+
+def logs(
+    launch: LaunchName = "latest",
+    store: LaunchStore = "./kldcloud-store",
+) -> None:
+    """Show what the machines of a launch print, until the job ends; Ctrl-C leaves it running."""
+    from kldcloud.clusters import remote, skypilot
+    from kldcloud.errors import EngineError
+    from kldcloud.store import open_store
+
+    record = remote.find_launch(launch, open_store(store))
+    job = _job_of(record)
+    try:
+        code = skypilot.follow(job, skypilot.LogTee())
+    except KeyboardInterrupt:
+        typer.echo(
+            f"the job goes on; kldcloud logs {record.launch} --store {store} comes back to it",
+            err=True,
+        )
+        raise typer.Exit(0) from None
+    if code != skypilot.SUCCEEDED:
+        raise EngineError(
+            f"the job of {record.launch} did not succeed",
+            hint=f"kldcloud status {record.launch} --store {store} says how far it came",
+        )
+
+
+def cancel(
+    launch: LaunchName,
+    store: LaunchStore = "./kldcloud-store",
+) -> None:
+    """End the job of a launch and give its machines back; what is committed stays."""
+    from kldcloud.cli.terminal import TerminalProgress
+    from kldcloud.clusters import remote, skypilot
+    from kldcloud.store import open_store
+
+    kept = open_store(store)
+    record = remote.find_launch(launch, kept)
+    job = skypilot.find_job(record.launch, managed=record.managed, active=True)
+    if job is not None:
+        skypilot.cancel(job)
+    remote.give_back(record, kept, TerminalProgress())
+    typer.echo(f"{record.launch}: ended; launching its job again goes on from what is committed")
+
+
+def down(
+    launch: Annotated[
+        str | None, typer.Argument(metavar="LAUNCH", help="A launch or run id, or `latest`.")
+    ] = None,
+    store: LaunchStore = "./kldcloud-store",
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every machine of ours, whatever store it works for.")
+    ] = False,
+) -> None:
+    """Give machines back, whatever they are doing."""
+    from kldcloud.cli.terminal import TerminalProgress
+    from kldcloud.clusters import remote, skypilot
+    from kldcloud.errors import UserError
+    from kldcloud.store import open_store
+
+    if all_ == (launch is not None):
+        raise UserError("name one launch, or give --all", hint="kldcloud runs shows what there is")
+    if launch is not None:
+        kept = open_store(store)
+        record = remote.find_launch(launch, kept)
+        remote.give_back(record, kept, TerminalProgress())
+        typer.echo(f"{record.launch}: down")
+        return
+    names = skypilot.our_clusters()
+    for name in names:
+        skypilot.down(name, managed=False)
+        typer.echo(f"{name}: down")
+    for job in skypilot.our_managed_jobs():
+        skypilot.cancel(job)
+        typer.echo(f"{job.name}: down")
+
+
+def _job_of(record: LaunchRecord) -> SkyJob:
+    from kldcloud.clusters import skypilot
+    from kldcloud.errors import UserError
+
+    job = skypilot.find_job(record.launch, managed=record.managed)
+    if job is None:
+        raise UserError(
+            f"the machines of {record.launch} are gone, and their log with them",
+            hint="kldcloud status reads what the store has",
+        )
+    return job

@@ -1,0 +1,139 @@
+"""A launch as a SkyPilot task: what is copied to the machines, set up there, and run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from kldcloud.errors import UserError
+from kldcloud.models.digests import model_sha256
+from kldcloud.spec.cluster import ClusterSpec
+
+RAY_TOKEN: Final = "KLDCLOUD_JOB_RAY_TOKEN"  # noqa: S105 - the variable's name
+"""Variable in which the machines of a launch share Ray's token."""
+
+FORWARDED: Final = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "HF_ENDPOINT",
+)
+"""Settings without secrets that the machines need to find the same store; sent if they are set."""
+
+# SkyPilot's images may have an older Python only; uv, which SkyPilot itself puts there, brings one.
+_SETUP: Final = """\
+home="$HOME/.kldcloud"
+environment="$home/env-{digest}"
+mkdir -p "$home"
+exec 9>"$environment.lock"
+flock 9
+if [ ! -f "$environment/.ready" ]; then
+  echo "kldcloud: installing on $(hostname)"
+  rm -rf "$environment"
+  python=""
+  for each in python3.13 python3.12 python3.11 python3; do
+    if "$each" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>&-; then
+      python="$each"; break
+    fi
+  done
+  if [ -n "$python" ]; then
+    "$python" -m venv "$environment"
+  else
+    export PATH="$PATH:$HOME/.local/bin"
+    uv venv --quiet --seed --python 3.12 "$environment"
+  fi
+  if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    export PATH="$PATH:/usr/local/cuda/bin"
+    export CMAKE_ARGS="{cmake} -DGGML_CUDA=on"
+  else
+    export CMAKE_ARGS="{cmake}"
+  fi
+  CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)" "$environment/bin/python" -m pip install --quiet \\
+    --disable-pip-version-check "kldcloud[{extras}] @ file://$PWD/{wheel}"
+  touch "$environment/.ready"
+fi
+"""
+
+_CMAKE: Final = (
+    "-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF"
+    " -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFolder:
+    """The folder that travels to the machines: the wheel, and files that say what to do.
+
+    Attributes:
+        path: the folder; nothing else is in it.
+        wheel: the wheel's file name.
+        needs_hub: whether a machine will fetch from the Hugging Face Hub.
+    """
+
+    path: Path
+    wheel: str
+    needs_hub: bool
+
+
+def task_config(
+    name: str,
+    cluster: ClusterSpec,
+    folder: LaunchFolder,
+    secrets: Mapping[str, str],
+) -> dict[str, Any]:
+    """The task as SkyPilot's YAML would say it.
+
+    Args:
+        name: of the task.
+        cluster: where it runs.
+        folder: what travels.
+        secrets: values by name; SkyPilot hands them to the machines as environment.
+    """
+    digest = model_sha256(folder.path / folder.wheel)[:12]
+    extras = "llama,hf" if folder.needs_hub else "llama"
+    setup = "set -e\n"
+    if cluster.setup:
+        setup += cluster.setup.rstrip() + "\n"
+    setup += _SETUP.format(
+        digest=digest, wheel=shlex.quote(folder.wheel), extras=extras, cmake=_CMAKE
+    )
+    return {
+        "name": name,
+        "num_nodes": cluster.nodes,
+        "workdir": str(folder.path),
+        "resources": dict(cluster.resources),
+        "envs": {**_forwarded(), **cluster.envs},
+        "secrets": dict(secrets),
+        "setup": setup,
+        # exec: SkyPilot's signals and exit codes are the driver's own.
+        "run": f'exec "$HOME/.kldcloud/env-{digest}/bin/python" -m kldcloud.cli.main node .\n',
+    }
+
+
+def secrets_of(cluster: ClusterSpec) -> dict[str, str]:
+    """The values of a cluster's secrets, from this process's environment.
+
+    Raises:
+        UserError: if one is not set; its name alone is repeated.
+    """
+    values = {}
+    for name in cluster.secrets:
+        plain = name.removesuffix("?")
+        value = os.environ.get(plain)
+        if value:
+            values[plain] = value
+        elif plain == name:
+            raise UserError(
+                f"the cluster needs the secret {name}, which is not set here",
+                hint=f"export {name}, or write '{name}?' in the cluster file if it may be missing",
+            )
+    return values
+
+
+def _forwarded() -> dict[str, str]:
+    return {name: os.environ[name] for name in FORWARDED if os.environ.get(name)}

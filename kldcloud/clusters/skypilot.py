@@ -1,0 +1,221 @@
+"""SkyPilot's client: jobs started, followed, cancelled, and their machines given back.
+
+With `prices` the only module that imports sky, inside functions: that takes seconds, writes below
+~/.sky, and is an optional extra.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kldcloud.errors import EngineError, UserError
+
+PREFIX: Final = "kld-"
+"""Of all our clusters' and managed jobs' names."""
+SUCCEEDED: Final = 0
+_KEPT_LINES: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SkyJob:
+    """A job that SkyPilot has.
+
+    Attributes:
+        name: of the cluster or the managed job.
+        managed: whether it is one that SkyPilot recovers.
+        number: SkyPilot's own.
+    """
+
+    name: str
+    managed: bool
+    number: int | None
+
+
+class LogTee(io.TextIOBase):
+    """A job's log on stderr, its last lines kept."""
+
+    def __init__(self) -> None:
+        self.last: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._line = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        sys.stderr.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        self.last.extend(line for line in lines if line.strip())
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def submit(config: Mapping[str, Any], name: str, *, managed: bool, idle_minutes: int) -> SkyJob:
+    """Find machines and start a job on them; returns once it is in their queue.
+
+    Args:
+        config: the task; see `sky_task.task_config`.
+        name: of the cluster or managed job.
+        managed: whether SkyPilot shall recover it when machines are taken away.
+        idle_minutes: after which a plain cluster goes down by itself.
+    """
+    with _sky() as sky:
+        task = sky.Task.from_yaml_config(dict(config))
+        if managed:
+            import sky.jobs
+
+            request = sky.jobs.launch(task, name=name)
+            ids, _ = sky.stream_and_get(request, output_stream=LogTee())
+            number = ids[0] if isinstance(ids, list) and ids else ids
+            return SkyJob(name, managed, number)
+        request = sky.launch(
+            task,
+            cluster_name=name,
+            idle_minutes_to_autostop=None if _no_autostop(task) else idle_minutes,
+            down=not _no_autostop(task),
+        )
+        number, _ = sky.stream_and_get(request, output_stream=LogTee())
+        return SkyJob(name, managed, number)
+
+
+def follow(job: SkyJob, log: LogTee) -> int:
+    """Show a job's log until it ends; 0 if it succeeded.
+
+    A lost connection to SkyPilot says nothing about the job: the caller asks the store.
+    """
+    with _sky() as sky:
+        if job.managed:
+            import sky.jobs
+
+            code = sky.jobs.tail_logs(job_id=job.number, follow=True, output_stream=log)
+        else:
+            code = sky.tail_logs(job.name, job.number, follow=True, output_stream=log)
+    return SUCCEEDED if code is None else int(code)
+
+
+def find_job(name: str, *, managed: bool, active: bool = False) -> SkyJob | None:
+    """The latest job of that name; None if there is none, or no such machines.
+
+    Args:
+        name: of the cluster or managed job.
+        managed: which of the two.
+        active: whether one that has ended does not count.
+    """
+    with _sky() as sky:
+        if managed:
+            import sky.jobs
+
+            reply = sky.get(sky.jobs.queue_v2(refresh=False, skip_finished=active))
+            records = [r for r in reply[0] if _field(r, "job_name") == name]
+        else:
+            if name not in _clusters(sky):
+                return None
+            records = sky.get(sky.queue(name, skip_finished=active))
+        numbers = [int(_field(record, "job_id")) for record in records]
+        return SkyJob(name, managed, max(numbers)) if numbers else None
+
+
+def cancel(job: SkyJob) -> None:
+    """End a job; a plain cluster's machines stay, a managed job's go."""
+    with _sky() as sky:
+        if job.managed:
+            import sky.jobs
+
+            sky.get(sky.jobs.cancel(job_ids=[job.number]))
+        else:
+            sky.get(sky.cancel(job.name, job_ids=[job.number]))
+
+
+def down(name: str, *, managed: bool) -> None:
+    """Give machines back; nothing happens if there are none."""
+    if managed:
+        job = find_job(name, managed=True, active=True)
+        if job is not None:
+            cancel(job)
+        return
+    with _sky() as sky:
+        if name in _clusters(sky):
+            sky.stream_and_get(sky.down(name), output_stream=LogTee())
+
+
+def our_clusters() -> list[str]:
+    """Names of all clusters of ours that SkyPilot has, up or stopped."""
+    with _sky() as sky:
+        return [name for name in _clusters(sky) if name.startswith(PREFIX)]
+
+
+def our_managed_jobs() -> list[SkyJob]:
+    """Managed jobs of ours that have not ended."""
+    with _sky() as sky:
+        import sky.jobs
+
+        records = sky.get(sky.jobs.queue_v2(refresh=False, skip_finished=True))[0]
+        return [
+            SkyJob(str(_field(record, "job_name")), True, int(_field(record, "job_id")))
+            for record in records
+            if str(_field(record, "job_name")).startswith(PREFIX)
+        ]
+
+
+def _clusters(sky: Any) -> list[str]:  # noqa: ANN401 - a module
+    return [str(_field(each, "name")) for each in sky.get(sky.status())]
+
+
+def _field(record: Any, name: str) -> Any:  # noqa: ANN401 - a mapping or an object, by version
+    return record[name] if isinstance(record, Mapping) else getattr(record, name)
+
+
+def _no_autostop(task: Any) -> bool:  # noqa: ANN401 - SkyPilot's class
+    """Whether all machines that the task may get are of a kind that cannot stop by themselves."""
+    clouds = {str(each.cloud).lower() for each in task.resources}
+    return clouds == {"slurm"}
+
+
+@contextlib.contextmanager
+def _sky() -> Iterator[Any]:
+    """The library, its errors as lines of ours.
+
+    Raises:
+        UserError: SkyPilot is missing, has no access, or no machine.
+        EngineError: anything else that went wrong in it.
+    """
+    os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    try:
+        import sky
+        from sky import exceptions
+    except ImportError:
+        raise UserError("SkyPilot is not installed", hint="pip install 'kldcloud[sky]'") from None
+    try:
+        yield sky
+    except exceptions.ResourcesUnavailableError as error:
+        raise EngineError(
+            f"no machine could be had: {_line(error)}",
+            hint="launch again later, or allow more clouds, regions or kinds in the cluster file",
+        ) from error
+    except exceptions.NoCloudAccessError as error:
+        raise UserError(
+            f"SkyPilot has no access to a cloud: {_line(error)}", hint="run sky check"
+        ) from error
+    except exceptions.ApiServerConnectionError as error:
+        raise EngineError(
+            f"SkyPilot's API server does not answer: {_line(error)}", hint="run sky api status"
+        ) from error
+    except exceptions.ClusterNotUpError as error:
+        raise UserError(f"its machines are not up: {_line(error)}") from error
+    except (exceptions.NotSupportedError, ValueError) as error:
+        raise UserError(f"SkyPilot refuses: {_line(error)}") from error
+    except (exceptions.CommandError, exceptions.ClusterDoesNotExist, RuntimeError) as error:
+        raise EngineError(f"SkyPilot: {_line(error)}", hint="run sky status") from error
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,184 @@
+"""A launch on other machines: what goes ahead into the store, and what its folder says.
+
+launches/<launch>/machine.json      what was rented; see `life.LaunchRecord`
+launches/<launch>/attempts/*.json   each time that the machines ran it
+models/<sha256>                     files that only the launching machine had
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from kldcloud.errors import FormatError, UserError
+from kldcloud.models.cache import cache_dir
+from kldcloud.models.digests import model_sha256
+from kldcloud.models.sources import read_text
+from kldcloud.models.store_copy import upload_once
+from kldcloud.pipeline.prepare import check_models
+from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.runs import job_bytes, what_counts
+from kldcloud.pipeline.sources import FETCHED_ANYWHERE, ShippedFile, Sources
+from kldcloud.spec.cluster import ClusterSpec
+from kldcloud.spec.job import SweepJob
+from kldcloud.spec.uri import SourceUri
+from kldcloud.staging.stage import canonical_json
+from kldcloud.store.base import Store
+from kldcloud.store.digest import sha256_bytes
+
+JOB_FILE = "job.yaml"
+LAUNCH_FILE = "launch.json"
+MAX_FILE_BYTES = 16 << 20
+_ID_DIGITS = 8
+_LONGEST_NAME = 20
+"""SkyPilot makes host names of a cluster's: clouds stop at 30 to 60 characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOrder:
+    """What the machines are told, as `launch.json` beside `job.yaml`.
+
+    Attributes:
+        launch: its id.
+        store: URI of the store.
+        cluster: the cluster file's content.
+        shipped: files that went ahead.
+        seconds: that all attempts together may take.
+        allow_mixed: whether machines may differ.
+    """
+
+    launch: str
+    store: str
+    cluster: ClusterSpec
+    shipped: tuple[ShippedFile, ...]
+    seconds: float
+    allow_mixed: bool = False
+
+    def to_json(self) -> bytes:
+        facts = {
+            "launch": self.launch,
+            "store": self.store,
+            "cluster": self.cluster.model_dump(mode="json", exclude_unset=True),
+            "shipped": [asdict(each) for each in self.shipped],
+            "seconds": self.seconds,
+            "allow_mixed": self.allow_mixed,
+        }
+        return canonical_json(facts)
+
+    def sources(self, store: Store) -> Sources:
+        return Sources(store, {each.uri: each for each in self.shipped})
+
+
+def read_order(folder: Path) -> tuple[LaunchOrder, SweepJob]:
+    """The order and the job of a folder that travelled.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    try:
+        facts = json.loads(_bounded(folder / LAUNCH_FILE))
+        shipped = TypeAdapter(tuple[ShippedFile, ...]).validate_python(
+            [dict(each) for each in facts["shipped"]]
+        )
+        order = LaunchOrder(
+            launch=str(facts["launch"]),
+            store=str(facts["store"]),
+            cluster=ClusterSpec.model_validate(facts["cluster"]),
+            shipped=shipped,
+            seconds=float(facts["seconds"]),
+            allow_mixed=facts["allow_mixed"] is True,
+        )
+        job = SweepJob.model_validate(yaml.safe_load(_bounded(folder / JOB_FILE)))
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, ValidationError) as error:
+        raise FormatError(f"{folder} is not the folder of a launch: {error}") from error
+    return order, job
+
+
+def write_order(folder: Path, order: LaunchOrder, job: SweepJob) -> None:
+    """Write what `read_order` reads."""
+    (folder / LAUNCH_FILE).write_bytes(order.to_json())
+    (folder / JOB_FILE).write_bytes(job_bytes(job))
+
+
+def launch_id(
+    job: SweepJob, store: str, cluster: ClusterSpec, shipped: tuple[ShippedFile, ...]
+) -> str:
+    """The same command has the same id, so that it finds its own machines again."""
+    facts = {
+        "job": what_counts(job.model_dump(mode="json")),
+        "store": store,
+        "cluster": cluster.model_dump(mode="json"),
+        "shipped": [asdict(each) for each in shipped],
+    }
+    name = re.sub(r"[^a-z0-9]+", "-", job.name.lower()).strip("-")[:_LONGEST_NAME].rstrip("-")
+    return f"kld-{name or 'job'}-{sha256_bytes(canonical_json(facts))[:_ID_DIGITS]}"
+
+
+def ship(job: SweepJob, store: Store, progress: Progress) -> tuple[ShippedFile, ...]:
+    """Upload what only this machine has; each file once, by digest.
+
+    Models are looked at first, so that what is no model is refused before hours of upload.
+
+    Raises:
+        UserError: for what is not there, or not what it should be.
+    """
+    check_models(job, progress)
+    shipped: dict[str, ShippedFile] = {}
+    for uri, is_text in _named(job):
+        if uri.scheme in FETCHED_ANYWHERE or str(uri) in shipped:
+            continue
+        path = _text_file(uri, progress) if is_text else Sources().fetch(uri, progress)
+        size = path.stat().st_size
+        if size == 0:
+            raise UserError(f"{uri} is empty")
+        with progress.bar(f"hashing {uri.filename}", size) as bar:
+            digest = model_sha256(path, bar.advance)
+        with progress.bar(f"uploading {uri.filename}", size) as bar:
+            upload_once(store, path, digest, bar.reach)
+        shipped[str(uri)] = ShippedFile(str(uri), digest, size)
+    return tuple(shipped.values())
+
+
+def _named(job: SweepJob) -> Iterator[tuple[SourceUri, bool]]:
+    """Every file that a job names, and whether it is a text."""
+    for uri in (job.base.model, job.base.logits):
+        if uri is not None:
+            yield uri, False
+    for candidate in job.candidates:
+        if candidate.model is not None:
+            yield candidate.model, False
+    for corpus in job.corpora:
+        yield corpus.text, True
+
+
+def _text_file(uri: SourceUri, progress: Progress) -> Path:
+    """A text as a file; one that comes with this Python is written to the cache first."""
+    if uri.scheme != "builtin":
+        Sources().read_text(uri, progress)
+        return Sources().fetch(uri, progress)
+    data = read_text(uri, cache=cache_dir()).encode()
+    path = cache_dir() / "texts" / sha256_bytes(data)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        part.write_bytes(data)
+        part.replace(path)
+    return path
+
+
+def _bounded(path: Path) -> bytes:
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_FILE_BYTES} bytes")
+    return path.read_bytes()
+
+
+def public_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A task without the values of its secrets, for people and files."""
+    return {**config, "secrets": sorted(config["secrets"])}

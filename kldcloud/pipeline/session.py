@@ -1,0 +1,246 @@
+"""Workers for one launch: the base staged, then every candidate measured against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from kldcloud.corpus.chunks import Shard, shard_size
+from kldcloud.errors import StoreError
+from kldcloud.models.store_copy import upload_once
+from kldcloud.pipeline.deadlines import ShardDeadlines
+from kldcloud.pipeline.dispatch import REVIVAL_SECONDS, Dispatch, Failure
+from kldcloud.pipeline.machines import Actors, Machines, Seat, WorkerSettings
+from kldcloud.pipeline.plan import SweepPlan, make_plan, run_shards
+from kldcloud.pipeline.prepare import KldBase, ModelFile
+from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.pulse import DriverPulse
+from kldcloud.pipeline.reduce import group_name
+from kldcloud.pipeline.stage_base import import_kld
+from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, Reply, StageTask, Task
+from kldcloud.staging.head import read_head
+from kldcloud.staging.stage import (
+    StageIdentity,
+    canonical_json,
+    finish_stage,
+    is_complete,
+    stage_shards,
+    tokens_bytes,
+)
+from kldcloud.store.base import Store
+
+HIDDEN_LIMIT = 1e-6
+"""Nats: a base whose rebuilt logits are further than this from the engine's is staged as codes."""
+REMOTE_REVIVAL_SECONDS = 300.0
+"""How long a worker on another machine may be away: its machine may have to join again."""
+
+
+class Session:
+    """Workers that start when they are first needed and end with the block.
+
+    Args:
+        store: where everything is committed.
+        progress: for the person at the terminal.
+        machines: where workers run.
+        seats: one a worker.
+        attempt: the driver's, for heartbeats.
+        deadline: seconds that a worker may hold a shard without a step forward.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        progress: Progress,
+        machines: Machines,
+        seats: Sequence[Seat],
+        attempt: str,
+        deadline: float,
+    ) -> None:
+        self._store = store
+        self._progress = progress
+        self._machines = machines
+        self._seats = seats
+        self._attempt = attempt
+        self._deadline = deadline
+        self._actors: tuple[str, Actors] | None = None
+        self.usage: list[dict[str, float]] = []
+        """Of each worker that lived to the end; empty if none was needed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._actors is not None and exception[0] is None:
+            self.usage = self._actors[1].usage()
+        self._actors = None
+        self._machines.end()
+
+    def stage(self, plan: SweepPlan, pulse: DriverPulse) -> SweepPlan:
+        """Make every base stage whole; returns the plan, changed if hidden states were refused."""
+        base = plan.prepared.base
+        if isinstance(base, KldBase):
+            corpus = plan.prepared.corpora[0]
+            pulse.change(label=f"importing {base.file}")
+            import_kld(self._store, base, corpus, plan.stages[0], self._progress)
+            return plan
+        self._ship([base, *plan.prepared.candidates])
+        plan = self._try_hidden(plan, base)
+        for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True):
+            if is_complete(self._store, identity):
+                self._progress.note(f"base stage for {corpus.name} is there already")
+                continue
+            engine = EngineRef(_reference(base), identity.context, plan.options)
+            proposed = plan.prepared.job.shard_chunks or shard_size(corpus.count, len(self._seats))
+            shards = stage_shards(self._store, identity, proposed)
+            tasks: list[Task] = [
+                StageTask(
+                    group=f"base {base.name} on {corpus.name}",
+                    key=identity.shard_key(shard),
+                    shard=shard,
+                    engine=engine,
+                    identity=identity,
+                    tokens=tokens_bytes(corpus.chunks[shard.first : shard.first + shard.count]),
+                )
+                for shard in shards
+            ]
+            failures = self._run(
+                plan, f"staging {base.name}", "staging", tasks, identity.prefix, pulse
+            )
+            for failure in failures.values():
+                raise failure.kind(f"{failure.group}: {failure.key}: {failure.cause}")
+            head = None
+            if identity.encoding == "hidden":
+                head = read_head(base.path, base.header)
+            finish_stage(self._store, identity, shards, corpus.chunks, head)
+        return plan
+
+    def measure(
+        self, plan: SweepPlan, pulse: DriverPulse
+    ) -> tuple[dict[str, Sequence[Shard]], Mapping[str, Failure]]:
+        """Measure every candidate on every corpus; a candidate's failure comes back, no raise."""
+        prepared = plan.prepared
+        if isinstance(prepared.base, KldBase):
+            self._ship(prepared.candidates)
+        shards: dict[str, Sequence[Shard]] = {
+            corpus.name: run_shards(self._store, plan, corpus, len(self._seats))
+            for corpus in prepared.corpora
+        }
+        tasks: list[Task] = [
+            MeasureTask(
+                group=group_name(candidate.name, corpus.name),
+                key=plan.partial_key(candidate.name, corpus.name, shard),
+                shard=shard,
+                engine=EngineRef(_reference(candidate), identity.context, plan.options),
+                stage=identity.key,
+                run=plan.run,
+                candidate=candidate.name,
+                corpus=corpus.name,
+                llama_compat=plan.llama_compat,
+            )
+            for candidate in prepared.candidates
+            for corpus, identity in zip(prepared.corpora, plan.stages, strict=True)
+            for shard in shards[corpus.name]
+        ]
+        failures = self._run(
+            plan, "measuring", "measuring", tasks, f"{plan.prefix}/partials", pulse
+        )
+        for failure in failures.values():
+            if issubclass(failure.kind, StoreError):
+                # A store that fails says nothing about the candidate: the run stops, to go on.
+                raise failure.kind(f"{failure.group}: {failure.cause}")
+        return shards, failures
+
+    def _ship(self, models: Sequence[ModelFile]) -> None:
+        """Put into the store what other machines cannot fetch: files that were made here."""
+        if not self._machines.remote:
+            return
+        for model in models:
+            if not model.origin:
+                with self._progress.bar(f"uploading {model.file}", model.header.file_bytes) as bar:
+                    upload_once(self._store, model.path, model.sha256, bar.reach)
+
+    def _run(
+        self,
+        plan: SweepPlan,
+        label: str,
+        state: str,
+        tasks: Sequence[Task],
+        prefix: str,
+        pulse: DriverPulse,
+    ) -> Mapping[str, Failure]:
+        """Run the tasks whose objects are not there yet."""
+        there = {info.key for info in self._store.list(f"{prefix}/")}
+        todo = [task for task in tasks if task.key not in there]
+        chunks = sum(task.shard.count for task in tasks)
+        done = chunks - sum(task.shard.count for task in todo)
+        pulse.change(state=state, label=label, done=done, done_at_start=done, total=chunks)
+        if done:
+            self._progress.note(f"{label}: {done} of {chunks} chunks are done already")
+        if not todo:
+            return {}
+        actors = self._workers(plan)
+        deadlines = ShardDeadlines(self._store, plan.run, self._attempt, self._deadline)
+
+        with self._progress.bar(label, chunks, done) as bar:
+
+            def count(task: Task) -> None:
+                bar.advance(task.shard.count)
+                pulse.advance(task.shard.count)
+
+            dispatch = Dispatch(
+                actors,
+                len(self._seats),
+                lambda key: self._store.size(key) is not None,
+                count,
+                deadlines.is_stuck,
+                REMOTE_REVIVAL_SECONDS if self._machines.remote else REVIVAL_SECONDS,
+            )
+            return dispatch.run(todo)
+
+    def _workers(self, plan: SweepPlan) -> Actors:
+        if self._actors is not None and self._actors[0] != plan.run:
+            # The plan changed under way: heartbeats belong to another run now.
+            self._actors = None
+            self._machines.end()
+        if self._actors is None:
+            settings = WorkerSettings(
+                self._store.uri, plan.run, self._attempt, self._machines.remote
+            )
+            with self._progress.bar("starting workers", 0):
+                self._actors = (plan.run, self._machines.start(self._seats, settings))
+        return self._actors[1]
+
+    def _try_hidden(self, plan: SweepPlan, base: ModelFile) -> SweepPlan:
+        """Compare rebuilt logits with the engine's before anything is staged, or stage codes."""
+        if plan.choice.encoding != "hidden" or all(
+            is_complete(self._store, identity) for identity in plan.stages
+        ):
+            return plan
+        reason = self._why_not_hidden(plan, base, plan.stages[0])
+        if reason is None:
+            return plan
+        self._progress.warn(f"staging logits instead of hidden states: {reason}")
+        self._store.write_new(
+            f"{plan.stages[0].prefix}/refused.json", canonical_json({"reason": reason})
+        )
+        return make_plan(
+            plan.prepared, plan.options, remote=False, force_logits=reason, mixed=plan.mixed
+        )
+
+    def _why_not_hidden(
+        self, plan: SweepPlan, base: ModelFile, identity: StageIdentity
+    ) -> str | None:
+        engine = EngineRef(_reference(base), identity.context, plan.options)
+        chunk = tokens_bytes(plan.prepared.corpora[0].chunks[:1])
+        workers = self._workers(plan)
+        with self._progress.bar("trying hidden states on one chunk", 0):
+            found = workers.call(0, "hidden_error", engine, identity, chunk)
+        if isinstance(found, Reply):
+            return str(found.error)
+        if found <= HIDDEN_LIMIT:
+            return None
+        return f"rebuilt logits are {found:.2g} nats from the engine's, over {HIDDEN_LIMIT:.0e}"
+
+
+def _reference(model: ModelFile) -> ModelRef:
+    return ModelRef(model.path, model.sha256, model.header.file_bytes, model.origin)

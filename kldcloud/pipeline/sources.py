@@ -1,0 +1,113 @@
+"""Where a launch finds models and texts: where the job says, or in the store, by digest.
+
+A job names files as the machine that launched it sees them. On other machines the same names mean
+objects `models/<sha256>` of the store, which that machine uploaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kldcloud.errors import FormatError, UserError
+from kldcloud.models.cache import cache_dir
+from kldcloud.models.digests import model_sha256
+from kldcloud.models.sources import decode_text, fetch, read_text
+from kldcloud.models.store_copy import cached_copy
+from kldcloud.pipeline.progress import Bar, Progress
+from kldcloud.pipeline.tasks import ModelRef
+from kldcloud.spec.uri import SourceUri, parse_uri
+from kldcloud.store.base import Store
+
+FETCHED_ANYWHERE = ("hf", "s3")
+"""Schemes that mean the same file on every machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedFile:
+    """A file that went ahead into the store.
+
+    Attributes:
+        uri: what the job calls it.
+        sha256: of its bytes.
+        size: in bytes.
+    """
+
+    uri: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """How this process finds what a job names.
+
+    Attributes:
+        store: where shipped files are.
+        shipped: by the URI that the job has.
+    """
+
+    store: Store | None = None
+    shipped: Mapping[str, ShippedFile] = field(default_factory=dict)
+
+    def fetch(self, uri: SourceUri, progress: Progress) -> Path:
+        """The path of a file on this machine."""
+        with _bar(uri, progress) as bar:
+            there = self.shipped.get(str(uri))
+            if there is None or self.store is None:
+                return fetch(uri, cache=cache_dir(), progress=bar.reach)
+            return self._copy(there, bar)
+
+    def read_text(self, uri: SourceUri, progress: Progress) -> str:
+        """A text, exactly as it is."""
+        with _bar(uri, progress) as bar:
+            there = self.shipped.get(str(uri))
+            if there is None or self.store is None:
+                return read_text(uri, cache=cache_dir(), progress=bar.reach)
+            return decode_text(self._copy(there, bar).read_bytes(), str(uri))
+
+    def origin(self, uri: SourceUri) -> str:
+        """What other machines can fetch the file from; empty if only the store has it for them."""
+        if str(uri) in self.shipped or uri.scheme not in FETCHED_ANYWHERE:
+            return ""
+        return str(uri)
+
+    def _copy(self, there: ShippedFile, bar: Bar) -> Path:
+        assert self.store is not None  # noqa: S101 - both callers have asked
+        return cached_copy(
+            self.store, there.sha256, there.size, cache=cache_dir(), progress=bar.reach
+        )
+
+
+def local_copy(model: ModelRef, store: Store, progress: Callable[[int, int], None]) -> Path:
+    """A model on this machine, fetched if it is not here, and the very one that the driver meant.
+
+    Raises:
+        FormatError: if its origin has another file by now.
+    """
+    if _is_it(model, model.path):
+        return model.path
+    if not model.origin:
+        return cached_copy(store, model.sha256, model.size, cache=cache_dir(), progress=progress)
+    path = fetch(parse_uri(model.origin), cache=cache_dir(), progress=progress)
+    if not _is_it(model, path):
+        raise FormatError(
+            f"{model.origin} is not the file that this run began with",
+            hint="name a revision in the job, and launch it again",
+        )
+    return path
+
+
+def _is_it(model: ModelRef, path: Path) -> bool:
+    try:
+        if path.stat().st_size != model.size:
+            return False
+        return model_sha256(path) == model.sha256
+    except (OSError, UserError):
+        return False
+
+
+def _bar(uri: SourceUri, progress: Progress) -> AbstractContextManager[Bar]:
+    return progress.bar(f"fetching {uri.filename}", 0)
