@@ -23,7 +23,7 @@ from botocore.config import Config
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_BUCKET = "kldcloud-tests"
+BUCKET = "kldcloud-tests"
 _READY_SECONDS = 60.0
 # What decides which server and whose keys boto3 uses; a developer's own must not leak into a test.
 _AWS_NAMES = (
@@ -36,6 +36,12 @@ _AWS_NAMES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
 )
+# No files of the machine's, and no metadata service.
+_NO_AWS_SETTINGS = {
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/nonexistent/config",
+    "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent/credentials",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +92,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = S3Server(f"http://127.0.0.1:{ports[0]}", "tester", uuid.uuid4().hex)
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(
-            _command(weed, folder, ports, server),
+            server_command(weed, folder, ports, server),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=folder,
         )
         try:
-            _wait_until_ready(server, process, folder / "weed.log")
+            wait_until_ready(server, process, folder / "weed.log")
             yield server
         finally:
             process.kill()
@@ -108,23 +114,42 @@ def s3_store_uri(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callab
     Processes started inside the test (Ray's workers too) inherit that environment.
     """
     isolate_aws(monkeypatch)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    return lambda name: f"s3://{_BUCKET}/{name}-{uuid.uuid4().hex[:12]}"
+    for name, value in aws_environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    return lambda name: f"s3://{BUCKET}/{name}-{uuid.uuid4().hex[:12]}"
 
 
 def isolate_aws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove every AWS setting of the machine: variables, files, and the metadata service."""
     for name in _AWS_NAMES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent/config")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials")
+    for name, value in _NO_AWS_SETTINGS.items():
+        monkeypatch.setenv(name, value)
 
 
-def _command(weed: Path, folder: Path, ports: list[int], server: S3Server) -> list[str]:
+def aws_environment(server: S3Server) -> dict[str, str]:
+    """Return what points a process that has no other AWS settings at the server alone."""
+    return {
+        **_NO_AWS_SETTINGS,
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+        "AWS_REGION": "us-east-1",
+    }
+
+
+def server_command(
+    weed: Path, folder: Path, ports: list[int], server: S3Server, *, address: str = "127.0.0.1"
+) -> list[str]:
+    """Return the command of a server that keeps its data in `folder`, which must be there.
+
+    Args:
+        weed: the program.
+        folder: for its data and its list of identities.
+        ports: eight free ones; the first is the gateway's.
+        server: whom it lets in.
+        address: the one that every part of it listens on.
+    """
     data = folder / "data"
     data.mkdir()
     identities = folder / "identities.json"
@@ -136,8 +161,8 @@ def _command(weed: Path, folder: Path, ports: list[int], server: S3Server) -> li
         str(weed),
         "server",
         f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
+        f"-ip={address}",
+        f"-ip.bind={address}",
         "-s3",
         f"-s3.config={identities}",
         f"-s3.port={s3}",
@@ -159,13 +184,13 @@ def _command(weed: Path, folder: Path, ports: list[int], server: S3Server) -> li
     ]
 
 
-def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return once an object could be written: the gateway answers before its volumes do."""
     deadline = time.monotonic() + _READY_SECONDS
     while True:
         try:
-            server.make_bucket(_BUCKET)
-            server.client().put_object(Bucket=_BUCKET, Key="ready", Body=b"ready")
+            server.make_bucket(BUCKET)
+            server.client().put_object(Bucket=BUCKET, Key="ready", Body=b"ready")
         except (
             botocore.exceptions.ClientError,
             botocore.exceptions.ConnectionError,
