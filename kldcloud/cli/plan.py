@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from kldcloud.cli.launch import AsJson, ClusterName, JobFile, Settings, StoreAddress, overrides
+from kldcloud.cli.launch import (
+    AsJson,
+    ClusterName,
+    JobFile,
+    Rate,
+    Settings,
+    StoreAddress,
+    overrides,
+)
+
+if TYPE_CHECKING:
+    from kldcloud.pipeline.estimate import SweepEstimate
+    from kldcloud.pipeline.progress import Progress
+    from kldcloud.spec.cluster import ClusterSpec
+    from kldcloud.spec.job import SweepJob
 
 
 def plan(
@@ -14,20 +28,23 @@ def plan(
     settings: Settings = None,
     cluster: ClusterName = None,
     store: StoreAddress = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-3, max=1e12, help="Tokens a second of one worker, instead of a calibration."
-        ),
-    ] = None,
+    rate: Rate = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show tokens, rows, bytes an encoding and time; nothing is written to the store."""
+    """Show tokens, rows, bytes, hours and money; nothing is spent, or written to the store."""
     from kldcloud.cli.terminal import TerminalProgress
-    from kldcloud.pipeline.estimate import estimate_sweep
     from kldcloud.spec.cluster import load_cluster
     from kldcloud.spec.load import load_job
 
     sweep = load_job(job, overrides(settings, cluster, store))
-    estimate = estimate_sweep(sweep, load_cluster(sweep.cluster), rate, TerminalProgress())
+    estimate = make_estimate(sweep, load_cluster(sweep.cluster), rate, TerminalProgress())
     typer.echo(estimate.to_json() if as_json else estimate.to_text())
+
+
+def make_estimate(
+    sweep: SweepJob, where: ClusterSpec, rate: float | None, progress: Progress
+) -> SweepEstimate:
+    """The plan of a job that has been read; see `estimate_sweep`."""
+    from kldcloud.pipeline.estimate import estimate_sweep
+
+    return estimate_sweep(sweep, where, rate, progress)

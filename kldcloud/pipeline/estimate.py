@@ -1,166 +1,169 @@
-"""What a sweep will take: tokens, rows, bytes an encoding and time, before anything runs."""
+"""What a sweep will take: tokens, rows, bytes, hours and money, before anything runs."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kldcloud.corpus.chunks import Tokens
+from kldcloud.errors import UserError
 from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
+from kldcloud.pipeline.estimate_cost import (
+    Crew,
+    asked_accelerators,
+    assumed_crew,
+    price_of,
+    start_seconds,
+)
+from kldcloud.pipeline.estimate_files import (
+    at_hand,
+    is_stated,
+    planned_base,
+    planned_candidates,
+    planned_corpora,
+    prepared_base,
+    prepared_corpora,
+)
+from kldcloud.pipeline.estimate_numbers import Rate, SweepEstimate
+from kldcloud.pipeline.estimate_sizes import kld_bytes, stage_sizes, volumes
+from kldcloud.pipeline.machines import this_node
 from kldcloud.pipeline.plan import llama_options
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile, prepare_base
+from kldcloud.pipeline.prepare import ModelFile, prepare_base
 from kldcloud.pipeline.progress import Progress
-from kldcloud.pipeline.workers import worker_layout
-from kldcloud.spec.cluster import ClusterSpec
+from kldcloud.pipeline.workers import seats_for
+from kldcloud.spec.cluster import ClusterSpec, cluster_name
 from kldcloud.spec.job import SweepJob
-from kldcloud.staging.choose import choose_encoding, encoding_costs
 
-
-@dataclass(frozen=True, slots=True)
-class CorpusEstimate:
-    """One corpus of a plan."""
-
-    name: str
-    tokens: int
-    chunks: int
-    context: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class SweepEstimate:
-    """A plan in numbers.
-
-    Attributes:
-        evaluations: chunks that models will evaluate in all, base included.
-        staged_bytes: of a base stage, by encoding.
-        tokens_a_second: of one worker, and where that came from.
-        seconds: for all evaluations on all workers, set-up aside.
-    """
-
-    name: str
-    candidates: int
-    corpora: tuple[CorpusEstimate, ...]
-    evaluations: int
-    encoding: str
-    reason: str
-    staged_bytes: dict[str, int]
-    workers: int
-    threads: int
-    tokens_a_second: float
-    rate_source: str
-    seconds: float
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
-
-    def to_text(self) -> str:
-        """A few lines for a person."""
-        lines = [f"{self.name}: {_counted(self.candidates, 'candidate')}"]
-        lines += [
-            f"  {c.name}: {c.chunks} chunks of {c.context} tokens, {c.rows:,} scored positions"
-            f" ({c.tokens:,} tokens in the text)"
-            for c in self.corpora
-        ]
-        for name, size in self.staged_bytes.items():
-            chosen = " <- chosen" if name == self.encoding else ""
-            lines.append(f"  base stage as {name}: {_size(size)}{chosen}")
-        lines.append(f"  encoding {self.encoding}: {self.reason}")
-        lines.append(
-            f"  {self.evaluations} chunk evaluations at {self.tokens_a_second:,.0f} tokens/s a "
-            f"worker ({self.rate_source}), {_counted(self.workers, 'worker')} of "
-            f"{_counted(self.threads, 'thread')}: about {_duration(self.seconds)}"
-        )
-        return "\n".join(lines)
+__all__ = ["SweepEstimate", "estimate_sweep", "refuse_above"]
 
 
 def estimate_sweep(
     job: SweepJob, cluster: ClusterSpec, rate: float | None, progress: Progress
 ) -> SweepEstimate:
-    """Estimate a sweep; reads the base and the texts, makes no candidates.
+    """Estimate a sweep; no candidate is made, and nothing is written to the store.
+
+    On this machine the base is fetched if need be, as a launch would, unless the job states all
+    that a plan needs of it. For other machines nothing but texts is ever downloaded.
 
     Args:
         job: the sweep.
         cluster: where it would run.
-        rate: tokens a second of one worker; None evaluates one chunk of the base to find out.
+        rate: tokens a second of one worker; None takes the job's for this cluster, or evaluates
+            one chunk of the base where that is here and the cluster is this machine.
         progress: for downloads.
+
+    Raises:
+        UserError: for what the job names and is not there, or not what it should be.
     """
-    base, corpora = prepare_base(job, progress)
-    layout = worker_layout(cluster, job.engine, _model_bytes(base), sum(c.count for c in corpora))
-    source = "stated"
-    options = llama_options(cluster.engine_for(job.engine), layout.threads)
-    if rate is None and isinstance(base, ModelFile):
-        rate, source = _calibrate(base.path, corpora[0], options, progress), "one chunk of the base"
-    elif rate is None:
-        rate, source = 0.0, "no base model to calibrate with: state --rate"
-    runs = len(job.candidates) + isinstance(base, ModelFile)
-    evaluations = runs * sum(c.count for c in corpora)
-    tokens = runs * sum(c.count * c.context for c in corpora)
-    rows = sum(c.scored for c in corpora)
-    if isinstance(base, KldBase):
-        encoding, reason = "kld", "the base is a llama.cpp base file"
-        staged = {"kld": rows * base.header.row_words * 2}
+    name = cluster_name(job.cluster)
+    here = None
+    if not cluster.remote and (_is_here(job) or not is_stated(job.base)):
+        made, cut = prepare_base(job, progress)
+        base, corpora = prepared_base(job, made), prepared_corpora(job, cut)
+        here = (made.path, cut[0].chunks[0]) if isinstance(made, ModelFile) else None
     else:
-        remote = job.store.startswith("s3:")
-        choice = choose_encoding(job.encoding, base.header, remote=remote)
-        encoding, reason = choice.encoding, choice.reason
-        costs = encoding_costs(base.header, remote=remote)
-        staged = {name: int(cost.staged * rows) for name, cost in costs.items()}
-        staged[".kld, for comparison"] = rows * 2 * base.header.vocabulary_size
+        base = planned_base(job.base)
+        corpora = planned_corpora(job, base, progress)
+    candidates = planned_candidates(job, base)
+    chunks = sum(each.chunks for each in corpora)
+    price = price_of(cluster)
+    if cluster.remote:
+        known = price.offer.accelerators if price.offer else ""
+        crew = assumed_crew(
+            cluster, job.engine, known or asked_accelerators(cluster.resources), chunks
+        )
+    else:
+        largest = max(each.size or 0 for each in (base.file, *candidates))
+        seats = seats_for(cluster, job.engine, [this_node()], largest, chunks)
+        crew = Crew(len(seats), seats[0].threads, "as this machine carries")
+    speed = _stated_rate(job, name, rate)
+    if speed.tokens is None and here is not None:
+        options = llama_options(cluster.engine_for(job.engine), crew.threads or 1)
+        speed = Rate(_calibrate(*here, options, progress), "measured on one chunk of the base")
+    stages, reason = stage_sizes(job, base, corpora, remote=job.store.startswith("s3:"))
+    moved = volumes(
+        base,
+        candidates,
+        corpora,
+        stages[0] if stages else None,
+        remote=cluster.remote,
+        nodes=cluster.nodes,
+        workers=crew.workers,
+    )
     return SweepEstimate(
         name=job.name,
-        candidates=len(job.candidates),
-        corpora=tuple(
-            CorpusEstimate(c.name, c.text_tokens, c.count, c.context, c.scored) for c in corpora
-        ),
-        evaluations=evaluations,
-        encoding=encoding,
+        cluster=name,
+        provider=cluster.provider,
+        nodes=cluster.nodes,
+        store=job.store,
+        base=base,
+        candidates=candidates,
+        corpora=corpora,
+        stages=stages,
         reason=reason,
-        staged_bytes=staged,
-        workers=layout.workers,
-        threads=layout.threads,
-        tokens_a_second=rate,
-        rate_source=source,
-        seconds=tokens / (rate * layout.workers) if rate else 0.0,
+        kld_bytes=kld_bytes(base, corpora),
+        volumes=moved,
+        crew=crew,
+        rate=speed,
+        start_seconds=start_seconds(cluster, moved.models_per_node),
+        max_seconds=cluster.max_duration if cluster.remote else None,
+        price=price,
     )
 
 
-def _model_bytes(base: ModelFile | KldBase) -> int:
-    return base.header.file_bytes if isinstance(base, ModelFile) else 0
+def refuse_above(estimate: SweepEstimate, max_cost: float) -> None:
+    """Refuse a job that would cost more than a person allows, or nobody knows how much.
+
+    A job that cannot cost more than that before the cluster ends it is let through in any case.
+
+    Args:
+        estimate: the plan.
+        max_cost: USD.
+
+    Raises:
+        UserError: one line with the estimate, or with what is unknown.
+    """
+    likely, most = estimate.cost_estimate, estimate.cost_at_most
+    if most is not None and most <= max_cost:
+        return
+    bound = f"the ${max_cost:,.2f} of --max-cost"
+    if estimate.price.unknown:
+        message = f"what {estimate.name} costs is unknown, so not within {bound}"
+        raise UserError(f"{message}: {estimate.price.unknown}")
+    if likely is None:
+        raise UserError(
+            f"how long {estimate.name} takes is unknown, so its cost may pass {bound}",
+            hint=f"state rates: {{{estimate.cluster}: tokens a second}} in the job, or a "
+            "max_duration in the cluster that keeps it below",
+        )
+    if likely > max_cost:
+        raise UserError(
+            f"{estimate.name} would cost about ${likely:,.2f} on {estimate.cluster}, more than "
+            f"{bound}",
+            hint="take cheaper machines, fewer chunks or candidates, or a higher bound",
+        )
 
 
-def _calibrate(
-    path: Path, corpus: ChunkedCorpus, options: LlamaOptions, progress: Progress
-) -> float:
+def _is_here(job: SweepJob) -> bool:
+    uri = job.base.model or job.base.logits
+    return uri is not None and at_hand(uri) is not None
+
+
+def _stated_rate(job: SweepJob, cluster: str, rate: float | None) -> Rate:
+    if rate is not None:
+        return Rate(rate, "as --rate says")
+    if cluster in job.rates:
+        return Rate(job.rates[cluster], f"as the job's rates.{cluster} says")
+    return Rate(None, f"unknown: give --rate, or rates: {{{cluster}: ...}} in the job")
+
+
+def _calibrate(path: Path, chunk: Tokens, options: LlamaOptions, progress: Progress) -> float:
     progress.note("calibrating on one chunk")
-    engine = LlamaEngine(path, corpus.context, options)
+    engine = LlamaEngine(path, len(chunk), options)
     try:
-        engine.evaluate(corpus.chunks[0])
+        engine.evaluate(chunk)
         started = time.perf_counter()
-        engine.evaluate(corpus.chunks[0])
-        return corpus.context / (time.perf_counter() - started)
+        engine.evaluate(chunk)
+        return len(chunk) / (time.perf_counter() - started)
     finally:
         engine.close()
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:  # noqa: PLR2004 - decimal units
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def _duration(seconds: float) -> str:
-    if not seconds:
-        return "unknown"
-    if seconds < 120:  # noqa: PLR2004
-        return f"{seconds:.0f} s"
-    if seconds < 7200:  # noqa: PLR2004
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -20,7 +20,10 @@ _MAPPING: Final = "must be a mapping (indented 'key: value' lines)"
 _SENTENCES: Final = {
     "missing": "is missing",
     "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
     "bool_type": "must be true or false",
+    "greater_than": "must be more than {gt:g}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "model_type": _MAPPING,
@@ -30,7 +33,15 @@ _SENTENCES: Final = {
     "string_too_short": "is empty",
     "string_too_long": "is longer than {max_length} characters",
 }
-_SHOW_THE_VALUE: Final = {"int_type", "bool_type", "greater_than_equal", "less_than_equal"}
+_SHOW_THE_VALUE: Final = {
+    "int_type",
+    "float_type",
+    "float_parsing",
+    "bool_type",
+    "greater_than",
+    "greater_than_equal",
+    "less_than_equal",
+}
 
 
 def dotted(way: Sequence[Step]) -> str:

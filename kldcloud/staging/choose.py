@@ -41,19 +41,47 @@ class EncodingChoice:
     reason: str
 
 
-def encoding_costs(header: GgufHeader, *, remote: bool) -> dict[str, EncodingCost]:
+@dataclass(frozen=True, slots=True)
+class BaseShape:
+    """What the choice depends on.
+
+    Attributes:
+        vocabulary: V.
+        head: ggml type of the output head; empty if there is an obstacle.
+        width: d, of the states that enter it; 0 if there is an obstacle.
+        obstacle: why hidden states cannot stand for this base's logits; None if they can.
+    """
+
+    vocabulary: int
+    head: str
+    width: int
+    obstacle: str | None
+
+    @classmethod
+    def of(cls, header: GgufHeader) -> BaseShape:
+        """The shape of a model that is at hand."""
+        obstacle, tensor = why_not_hidden(header), head_tensor(header)
+        if obstacle is not None or tensor is None:
+            return cls(header.vocabulary_size, "", 0, obstacle)
+        return cls(header.vocabulary_size, tensor.type_name, tensor.shape[0], None)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one hidden state as it is staged."""
+        return bytes_per_state(self.head, self.width)
+
+
+def encoding_costs(shape: BaseShape, *, remote: bool) -> dict[str, EncodingCost]:
     """Costs a row of the encodings that this base can have."""
     bandwidth = S3_BYTES_A_SECOND if remote else LOCAL_BYTES_A_SECOND
-    vocabulary = header.vocabulary_size
+    vocabulary = shape.vocabulary
     staged = 2 * vocabulary / COMPRESSION
     costs = {
         "logits": EncodingCost(staged, staged / bandwidth + 2 * vocabulary / DECODE_BYTES_A_SECOND)
     }
-    tensor = head_tensor(header)
-    if tensor is not None and why_not_hidden(header) is None:
-        width = tensor.shape[0]
-        state = bytes_per_state(tensor.type_name, width)
-        rebuild = 2 * vocabulary * width / REBUILD_FLOPS_A_SECOND
+    if shape.obstacle is None:
+        state = shape.state_bytes
+        rebuild = 2 * vocabulary * shape.width / REBUILD_FLOPS_A_SECOND
         costs["hidden"] = EncodingCost(state, state / bandwidth + rebuild)
     return costs
 
@@ -66,14 +94,19 @@ def choose_encoding(wanted: str, header: GgufHeader, *, remote: bool) -> Encodin
         header: the base model's.
         remote: whether the store is reached over a network.
     """
-    obstacle = why_not_hidden(header)
+    return choose_for_shape(wanted, BaseShape.of(header), remote=remote)
+
+
+def choose_for_shape(wanted: str, shape: BaseShape, *, remote: bool) -> EncodingChoice:
+    """The same for a base of which no more than the shape is known, in a plan."""
     if wanted == "logits":
         return EncodingChoice("logits", "as the job says")
-    if obstacle is not None:
-        return EncodingChoice("logits", f"hidden states cannot stand for this base: {obstacle}")
+    if shape.obstacle is not None:
+        reason = f"hidden states cannot stand for this base: {shape.obstacle}"
+        return EncodingChoice("logits", reason)
     if wanted == "hidden":
         return EncodingChoice("hidden", "as the job says")
-    costs = encoding_costs(header, remote=remote)
+    costs = encoding_costs(shape, remote=remote)
     best = min(costs, key=lambda name: costs[name].seconds)
     parts = [
         f"{name} {cost.seconds * 1e3:.2g} ms and {cost.staged / 1e3:.3g} KB"

@@ -294,36 +294,6 @@ def test_an_export_of_a_corpus_that_the_run_lacks_is_refused(
     assert not output.exists()
 
 
-# plan
-
-
-def test_a_plan_says_what_a_launch_would_do_and_writes_nothing(
-    desk: Desk, command: Command, cache: Path
-) -> None:
-    made = sorted(cache.rglob("*.gguf"))
-    said = command("plan", desk.job)
-    assert said.code == 0, said.err
-    assert said.out.startswith("tiny: 2 candidates\n")
-    assert f"{CHUNKS} chunks of {CONTEXT} tokens, {CHUNKS * 31} scored positions" in said.out
-    assert "<- chosen" in said.out
-    assert not desk.store.exists()
-    assert sorted(cache.rglob("*.gguf")) == made
-
-
-def test_a_plan_for_scripts_is_json_and_a_stated_rate_needs_no_calibration(
-    desk: Desk, command: Command
-) -> None:
-    said = command("plan", desk.job, "--json", "--rate", "100")
-    assert (said.code, said.err) == (0, "")
-    estimate = json.loads(said.out)
-    assert estimate["evaluations"] == 3 * CHUNKS
-    assert estimate["tokens_a_second"] == 100
-    assert estimate["seconds"] == pytest.approx(
-        3 * CHUNKS * CONTEXT / 100 / estimate["workers"], rel=1e-9
-    )
-    assert not desk.store.exists()
-
-
 # check
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kldcloud.models.gguf_header import ArrayInfo, GgufHeader, TensorInfo
-from kldcloud.staging.choose import choose_encoding, encoding_costs
+from kldcloud.staging.choose import BaseShape, choose_encoding, encoding_costs
 
 
 def header(vocabulary: int, width: int, head_type: str = "F16") -> GgufHeader:
@@ -45,7 +45,7 @@ def test_a_small_head_is() -> None:
 
 
 def test_a_network_makes_large_rows_dearer_and_states_hardly() -> None:
-    near, far = (encoding_costs(LARGE, remote=remote) for remote in (False, True))
+    near, far = (encoding_costs(BaseShape.of(LARGE), remote=remote) for remote in (False, True))
     assert far["logits"].seconds > near["logits"].seconds
     assert far["hidden"].seconds - near["hidden"].seconds < 1e-3 * near["hidden"].seconds
     assert near["hidden"].staged == 2 * 2048

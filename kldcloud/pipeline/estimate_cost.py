@@ -1,0 +1,128 @@
+"""Workers, hours and money of a plan, for machines that nobody has started yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kldcloud.errors import UserError
+from kldcloud.pipeline.machines import NodeFacts
+from kldcloud.pipeline.workers import seats_for
+from kldcloud.spec.cluster import ClusterSpec
+from kldcloud.spec.engine import EngineOptions
+from kldcloud.staging.choose import S3_BYTES_A_SECOND
+
+if TYPE_CHECKING:
+    from kldcloud.clusters.prices import Offer
+
+START_SECONDS: Final = 600
+"""Assumed from a request for machines to their first chunk, downloads aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the machines cost.
+
+    Attributes:
+        offer: the machine that SkyPilot would take; None for this machine, or if nothing says.
+        runner_up: where it would go next.
+        catalog_date: the day of the price lists; empty for machines without a price.
+        hourly: USD an hour for all machines; 0.0 for one's own, None if unknown.
+        unknown: why it is unknown; empty if it is not.
+        enabled: whether this account may rent the machine.
+    """
+
+    offer: Offer | None
+    runner_up: Offer | None
+    catalog_date: str
+    hourly: float | None
+    unknown: str = ""
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The workers of a cluster.
+
+    Attributes:
+        workers: on all machines.
+        threads: CPU threads of one; None where the machine is not known.
+        source: where the number comes from.
+    """
+
+    workers: int
+    threads: int | None
+    source: str
+
+
+def price_of(cluster: ClusterSpec) -> Price:
+    """Ask SkyPilot for prices; this machine has none, and SkyPilot is left alone."""
+    if not cluster.remote:
+        return Price(None, None, "", 0.0)
+    from kldcloud.clusters.prices import quote
+
+    try:
+        found = quote(cluster.resources, cluster.nodes)
+    except UserError as error:
+        return Price(None, None, "", None, unknown=str(error))
+    chosen, runner_up = (*found.offers, None, None)[:2]
+    if chosen is None:
+        return Price(None, None, "", None, unknown="SkyPilot names no machine")
+    hourly = chosen.hourly * cluster.nodes
+    return Price(chosen, runner_up, found.catalog_date, hourly, enabled=found.enabled)
+
+
+def assumed_crew(
+    cluster: ClusterSpec, engine: EngineOptions, accelerators: object, chunks: int
+) -> Crew:
+    """The workers of machines that nobody has seen: as many as GPUs are asked for, else one each.
+
+    Args:
+        cluster: the cluster.
+        engine: the job's options.
+        accelerators: of one machine, in any form that SkyPilot takes.
+        chunks: more workers than that would idle.
+    """
+    gpus = gpu_count(accelerators)
+    node = NodeFacts(name="", host="", cores=1, memory=0, gpus=gpus, engine={})
+    seats = seats_for(cluster, engine, [node] * cluster.nodes, 0, chunks)
+    if isinstance(cluster.workers, int):
+        source = "as the cluster says"
+    elif seats[0].gpus:
+        share = "each GPU" if seats[0].gpus == 1 else f"every {seats[0].gpus} GPUs"
+        source = f"assumed: one for {share}"
+    else:
+        source = "assumed: one for each machine"
+    threads = cluster.engine_for(engine).threads or cluster.threads_per_worker
+    return Crew(len(seats), threads, source)
+
+
+def gpu_count(accelerators: object) -> int:
+    """GPUs of a machine by SkyPilot's `accelerators`; of several alternatives the fewest."""
+    if isinstance(accelerators, Mapping):
+        accelerators = [f"{name}:{count or 1}" for name, count in accelerators.items()]
+    if isinstance(accelerators, list | tuple | set):
+        return min((gpu_count(each) for each in accelerators), default=0)
+    name, _, count = str(accelerators or "").partition(":")
+    try:
+        return int(float(count or 1)) if name else 0
+    except ValueError:
+        return 1
+
+
+def asked_accelerators(resources: Mapping[str, object]) -> object:
+    """The `accelerators` of resources, or of the first alternative that names some."""
+    if resources.get("accelerators"):
+        return resources["accelerators"]
+    for key in ("any_of", "ordered"):
+        entries = resources.get(key)
+        for entry in entries if isinstance(entries, list | tuple) else ():
+            if isinstance(entry, Mapping) and entry.get("accelerators"):
+                return entry["accelerators"]
+    return None
+
+
+def start_seconds(cluster: ClusterSpec, models: int) -> float:
+    """Assumed seconds before the first chunk: start, set-up, and each machine's models."""
+    return START_SECONDS + models / S3_BYTES_A_SECOND if cluster.remote else 0.0
