@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from kldcloud import __version__
-from kldcloud.cli import check, kld, launch, plan, report
+from kldcloud.cli import check, kld, launch, machines, node, plan, report, status
 from kldcloud.errors import KldcloudError
 
 INTERRUPTED = 130
@@ -44,6 +44,12 @@ def _options(
 app.command()(launch.launch)
 app.command()(plan.plan)
 app.command()(report.report)
+app.command()(status.status)
+app.command()(status.runs)
+app.command()(machines.logs)
+app.command()(machines.cancel)
+app.command()(machines.down)
+app.command(hidden=True)(node.node)
 app.command(name="import-kld")(kld.import_kld)
 app.command(name="export-kld")(kld.export_kld)
 app.command()(check.check)

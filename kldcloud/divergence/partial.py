@@ -27,11 +27,11 @@ from kldcloud.divergence.records import (
 from kldcloud.errors import EngineError, FormatError
 
 _VERSION = 1
-_IDENTITY = "kldcloud.partial"
-_MOMENTS = "kldcloud.moments"
+IDENTITY_KEY = "kldcloud.partial"
+MOMENTS_KEY = "kldcloud.moments"
 _LLAMA_SUMS = "kldcloud.llama_sums"
 _HISTOGRAM = "kldcloud.kld_histogram"
-_SIGNED = (_IDENTITY, _MOMENTS, _LLAMA_SUMS, _HISTOGRAM)
+_SIGNED = (IDENTITY_KEY, MOMENTS_KEY, _LLAMA_SUMS, _HISTOGRAM)
 _DIGEST = "kldcloud.sha256"
 _MAX_IDENTITY_BYTES = 1 << 16
 _TRIANGLE = np.tril_indices(len(VARIABLES))
@@ -96,8 +96,8 @@ class Partial:
         moments = [[item.count, *item.mean, *item.comoment[_TRIANGLE]] for item in self.moments]
         sums = [astuple(item) for item in self.llama_sums]
         metadata = {
-            _IDENTITY: json.dumps(identity, sort_keys=True).encode(),
-            _MOMENTS: _encode(np.array(moments, "<f8").tobytes()),
+            IDENTITY_KEY: json.dumps(identity, sort_keys=True).encode(),
+            MOMENTS_KEY: _encode(np.array(moments, "<f8").tobytes()),
             _LLAMA_SUMS: _encode(np.array(sums, "<f8").tobytes()),
             _HISTOGRAM: _encode(self.kld_histogram.to_bytes()),
         }
@@ -130,7 +130,7 @@ class Partial:
         missing = {*_SIGNED, _DIGEST} - set(file.metadata)
         if missing:
             raise FormatError(f"{name}: token records without {', '.join(sorted(missing))}")
-        identity = _read_identity(file.metadata[_IDENTITY], name)
+        identity = decode_identity(file.metadata[IDENTITY_KEY], name)
         if expected is not None and identity != expected:
             field = next(
                 item.name
@@ -141,7 +141,7 @@ class Partial:
                 f"{name}: belongs to another {field}: {getattr(identity, field)!r}, "
                 f"not {getattr(expected, field)!r}"
             )
-        moments = _read_moments(file.metadata[_MOMENTS], identity, name)
+        moments = decode_moments(file.metadata[MOMENTS_KEY], identity, name)
         sums = _read_sums(file.metadata[_LLAMA_SUMS], identity, name)
         histogram = LogHistogram.from_bytes(
             _decode(file.metadata[_HISTOGRAM], f"{name}: histogram"), name=f"{name}: histogram"
@@ -233,7 +233,7 @@ def _decode(data: bytes, what: str) -> bytes:
         raise FormatError(f"{what} is not base64") from error
 
 
-def _read_identity(data: bytes, name: str) -> PartialIdentity:
+def decode_identity(data: bytes, name: str) -> PartialIdentity:
     if len(data) > _MAX_IDENTITY_BYTES:
         raise FormatError(f"{name}: {len(data)} bytes are too many for an identity")
     try:
@@ -262,7 +262,7 @@ def _read_numbers(data: bytes, identity: PartialIdentity, columns: int, what: st
     return rows
 
 
-def _read_moments(data: bytes, identity: PartialIdentity, name: str) -> tuple[Moments, ...]:
+def decode_moments(data: bytes, identity: PartialIdentity, name: str) -> tuple[Moments, ...]:
     k = len(VARIABLES)
     moments = []
     for row in _read_numbers(data, identity, _MOMENT_NUMBERS, f"{name}: moments"):

@@ -1,0 +1,106 @@
+"""Running means of a run from what is committed, each partial read once and by its footer alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from kldcloud.divergence.estimates import Means
+from kldcloud.divergence.moments import INDEX, Moments, merge_in_order
+from kldcloud.divergence.partial import PartialIdentity
+from kldcloud.divergence.partial_footer import TAIL_BYTES, footer_size, read_moments
+from kldcloud.errors import FormatError
+from kldcloud.pipeline.run_files import PartialFile
+from kldcloud.store.base import Store
+from kldcloud.store.s3_parallel import run_in_flight
+
+READS_IN_FLIGHT = 16
+_KEPT = INDEX["kld"] + 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMean:
+    """A candidate's mean KLD so far, in nats a token.
+
+    Attributes:
+        chunks: that are committed.
+        value: the mean over their positions.
+        error: its standard error, cluster-robust by chunk; None of a single chunk.
+    """
+
+    chunks: int
+    value: float
+    error: float | None
+
+
+class CommittedMeans:
+    """What a run's committed partials say, kept from one look to the next."""
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._store = store
+        self._run = run
+        self._shards: dict[tuple[str, str], dict[int, tuple[Moments, ...]]] = {}
+        self._means: dict[tuple[str, str], RunningMean] = {}
+        self._seen: set[str] = set()
+        self.odd: dict[str, str] = {}
+        """Objects that are not the partials that their keys promise, and why."""
+
+    def take(self, partials: Iterable[PartialFile]) -> None:
+        """Read those that are new.
+
+        Raises:
+            StoreError: the store could not be read.
+        """
+        new = [each for each in partials if each.key not in self._seen]
+        for part, moments in zip(
+            new, run_in_flight(self._look, new, width=READS_IN_FLIGHT), strict=True
+        ):
+            self._seen.add(part.key)
+            if isinstance(moments, FormatError):
+                self.odd[part.key] = moments.message.removeprefix(f"{part.key}: ")
+                continue
+            pair = (part.candidate, part.corpus)
+            self._shards.setdefault(pair, {})[part.shard.first] = moments
+            self._means.pop(pair, None)
+
+    def mean(self, candidate: str, corpus: str) -> RunningMean | None:
+        """Mean over what was taken; None if that is nothing."""
+        pair = (candidate, corpus)
+        shards = self._shards.get(pair)
+        if shards and pair not in self._means:
+            self._means[pair] = _mean_of(shards)
+        return self._means.get(pair)
+
+    def _look(self, part: PartialFile, _: threading.Event) -> tuple[Moments, ...] | FormatError:
+        chunks = part.shard.count
+        identity = PartialIdentity(self._run, part.candidate, part.corpus, part.shard.first, chunks)
+        try:
+            tail = self._last(part, min(part.size, TAIL_BYTES))
+            needed = footer_size(tail, size=part.size, chunks=chunks, name=part.key)
+            footer = tail[-needed:] if needed <= len(tail) else self._last(part, needed)
+            moments = read_moments(footer, expected=identity, name=part.key)
+        except FormatError as error:
+            return error
+        return tuple(_kept(each) for each in moments)
+
+    def _last(self, part: PartialFile, count: int) -> bytes:
+        buffer = bytearray(count)
+        self._store.read_into(part.key, part.size - count, memoryview(buffer))
+        return bytes(buffer)
+
+
+def _kept(moments: Moments) -> Moments:
+    """The first variables, up to the KLD: all that is shown, at a fifth of the memory."""
+    return Moments(
+        moments.count, moments.mean[:_KEPT].copy(), moments.comoment[:_KEPT, :_KEPT].copy()
+    )
+
+
+def _mean_of(shards: Mapping[int, tuple[Moments, ...]]) -> RunningMean:
+    """As a reduction does it: chunk by chunk, in order, so that the end equals the summary."""
+    chunks = [moments for first in sorted(shards) for moments in shards[first]]
+    total = merge_in_order(chunks, Moments.of_nothing(_KEPT))
+    means = Means(total, [each.count for each in chunks], [each.mean for each in chunks])
+    estimate = means.mean("kld", low=0.0)
+    return RunningMean(len(chunks), estimate.value, estimate.error)

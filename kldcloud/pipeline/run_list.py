@@ -1,0 +1,126 @@
+"""All runs and launches of a store: one listing, and two small objects each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kldcloud.pipeline.committed import READS_IN_FLIGHT
+from kldcloud.pipeline.launch_status import launch_state, launches_in
+from kldcloud.pipeline.life import (
+    AttemptRecord,
+    DriverLife,
+    LaunchRecord,
+    attempt_key,
+    driver_key,
+    launch_key,
+    read_attempt,
+    read_driver,
+    read_launch,
+)
+from kldcloud.pipeline.run_files import RunFiles, attempt_started, read_plan_note, runs_in
+from kldcloud.pipeline.vitals import judge, plausible
+from kldcloud.store.base import Store
+from kldcloud.store.s3_parallel import run_in_flight
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """One run, or a launch that has none.
+
+    Attributes:
+        id: the run's, or the launch's.
+        kind: run or launch.
+        name: the job's, as the run's id has it; empty for a launch.
+        state: see `vitals.judge`.
+        done: candidates' chunks that are committed.
+        total: candidates' chunks in all; None if nobody has said.
+        started: Unix time in seconds of the first attempt; None if there was none.
+        updated: Unix time in seconds of the last sign of life; None if there was none.
+    """
+
+    id: str
+    kind: str
+    name: str
+    state: str
+    done: int
+    total: int | None
+    started: float | None
+    updated: float | None
+
+
+def list_runs(store: Store, now: float) -> list[RunLine]:
+    """Every run and every launch without one, the newest sign of life last.
+
+    Args:
+        store: where they are.
+        now: Unix time in seconds.
+
+    Raises:
+        StoreError: the store could not be read.
+    """
+    runs = runs_in(store.list("runs/"))
+    launches = launches_in(store.list("launches/"))
+
+    def run_line(run: RunFiles, _: threading.Event) -> RunLine:
+        return _run_line(store, run, now)
+
+    def launch_line(launch: str, _: threading.Event) -> RunLine | None:
+        return _launch_line(store, launch, launches, {run.run for run in runs}, now)
+
+    lines = run_in_flight(run_line, runs, width=READS_IN_FLIGHT)
+    others = run_in_flight(launch_line, launches, width=READS_IN_FLIGHT)
+    lines += [each for each in others if each is not None]
+    return sorted(lines, key=lambda each: (each.updated or each.started or 0.0, each.id))
+
+
+def _run_line(store: Store, run: RunFiles, now: float) -> RunLine:
+    finished = "summary.json" in run.names
+    attempt = max(run.attempts, default=None)
+    driver: DriverLife | None = None
+    if attempt is not None:
+        driver = plausible(read_driver(store, driver_key(run.run, attempt)))
+        driver = driver and replace(driver, attempt=attempt)
+    plan = read_plan_note(store, run.run) if "plan.json" in run.names else None
+    return RunLine(
+        id=run.run,
+        kind="run",
+        name=run.run.rpartition("-")[0],
+        state=judge(driver, None, finished=finished, now=now),
+        done=sum(part.shard.count for part in run.partials),
+        total=plan.measured if plan else None,
+        started=attempt_started(min(run.attempts, default="")),
+        updated=driver.updated if driver else None,
+    )
+
+
+def _launch_line(
+    store: Store, launch: str, launches: Mapping[str, list[str]], runs: set[str], now: float
+) -> RunLine | None:
+    """A launch's line; None if it has a run, which has its own line."""
+    attempts = launches[launch]
+    last: AttemptRecord | None = None
+    record: LaunchRecord | None = None
+    if attempts:
+        last = plausible(read_attempt(store, attempt_key(launch, attempts[-1])))
+    else:
+        record = plausible(read_launch(store, launch_key(launch)))
+    if last is not None and last.run in runs:
+        return None
+    return RunLine(
+        id=launch,
+        kind="launch",
+        name="",
+        state=launch_state(record, last, now),
+        done=0,
+        total=None,
+        started=_began(attempts, record),
+        updated=last.updated if last else None,
+    )
+
+
+def _began(attempts: Sequence[str], record: LaunchRecord | None) -> float | None:
+    if attempts:
+        return attempt_started(attempts[0])
+    return record.launched if record else None

@@ -1,0 +1,237 @@
+"""A status as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rich.cells import cell_len
+
+from kldcloud.pipeline.launch_status import LaunchStatus
+from kldcloud.pipeline.run_list import RunLine
+from kldcloud.pipeline.run_progress import ResultStatus
+from kldcloud.pipeline.status import Status
+from kldcloud.pipeline.vitals import WorkerFinding, WorkersStatus, age
+from kldcloud.report.escaping import printable
+from kldcloud.report.rounding import MISSING, Measured, kld_with_error
+
+_NAME_SHOWN: Final = 48
+_LINE_SHOWN: Final = 400
+_MOST_LINES: Final = 20
+_GAP: Final = "  "
+_MINUTE: Final = 60
+_HOUR: Final = 60 * _MINUTE
+_DAY: Final = 24 * _HOUR
+_STAGES: Final = {"staging": "staging base", "measuring": "measuring", "reducing": "reducing"}
+_STYLES: Final = {
+    "running": "green",
+    "finished": "bold green",
+    "failed": "red",
+    "out-of-time": "red",
+    "stopped": "yellow",
+    "gone": "yellow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line and its style, in rich's words."""
+
+    text: str
+    style: str = ""
+
+
+def status_lines(status: Status, now: float) -> list[Line]:
+    """The whole status; nothing in it steers a terminal.
+
+    Args:
+        status: as it was read.
+        now: Unix time in seconds.
+    """
+    return [
+        Line(f"{_subject(status)}  {_state(status, now)}", _STYLES.get(status.state, "")),
+        *_bases(status),
+        *_results(status.results),
+        *_pace(status, now),
+        *_workers(status.workers),
+        *_warnings(status),
+        *(line for launch in status.launches for line in _launch(launch)),
+    ]
+
+
+def status_line(status: Status, now: float) -> str:
+    """The status in one line, for an output that only grows."""
+    parts = [_subject(status), _state(status, now)]
+    parts += [f"{line.text}" for line in _pace(status, now)]
+    for each in status.results:
+        if each.kld is not None:
+            parts.append(f"{_name(each.candidate)} on {_name(each.corpus)} {_mean(each)}")
+    if status.workers and status.workers.stuck:
+        parts.append(f"{len(status.workers.stuck)} stuck")
+    return "; ".join(parts)
+
+
+def run_lines(runs: Sequence[RunLine], now: float) -> list[Line]:
+    """A line a run, the newest last."""
+    rows = [["run or launch", "state", "chunks", "started", "last sign of life"]]
+    rows += [
+        [
+            each.id,
+            each.state,
+            _of(each.done, each.total) if each.kind == "run" else MISSING,
+            MISSING if each.started is None else f"{_span(age(each.started, now))} ago",
+            MISSING if each.updated is None else f"{_span(age(each.updated, now))} ago",
+        ]
+        for each in runs
+    ]
+    styles = ["dim", *(_STYLES.get(each.state, "") for each in runs)]
+    return [Line(text, style) for text, style in zip(_aligned(rows), styles, strict=True)]
+
+
+def _subject(status: Status) -> str:
+    return status.run or " ".join(each.launch for each in status.launches)
+
+
+def _state(status: Status, now: float) -> str:
+    seen = None if status.updated is None else age(status.updated, now)
+    if status.state == "gone":
+        silence = "no sign of life" + ("" if seen is None else f" for {_span(seen)}")
+        return f"{silence}: the driver is gone; launch the job again to go on"
+    shown = status.state
+    if status.state == "starting":
+        shown += ": nothing heard from its machines yet"
+    elif status.state in {"running", "preparing"}:
+        shown += _under_way(status)
+    elif status.error:
+        shown += f": {printable(status.error, limit=_LINE_SHOWN)}"
+    if seen is None:
+        return shown
+    heard = "" if status.settled else "last sign of life "
+    return f"{shown}  ({heard}{_span(seen)} ago)"
+
+
+def _under_way(status: Status) -> str:
+    """The stage, and the label where it says more."""
+    stage, label = _STAGES.get(status.stage, ""), _name(status.label)
+    if status.state == "preparing":
+        stage = ""
+    if not label or not stage or label.startswith(status.stage):
+        return f": {label or stage}" if label or stage else ""
+    return f": {stage}, {label}"
+
+
+def _bases(status: Status) -> Iterator[Line]:
+    for each in status.stages:
+        whole = "" if each.complete or each.shards_done != each.shards else ", not closed yet"
+        encoding = f" as {status.encoding}" if status.encoding else ""
+        shards = _of(each.shards_done, each.shards)
+        yield Line(f"base on {_name(each.corpus)}{encoding}: {shards} shards{whole}")
+
+
+def _results(results: Sequence[ResultStatus]) -> Iterator[Line]:
+    if not results:
+        return
+    rows = [["corpus", "candidate", "chunks", "mean KLD"]]
+    rows += [
+        [
+            _name(each.corpus),
+            _name(each.candidate),
+            _of(each.chunks_done, each.chunks),
+            _mean(each),
+        ]
+        for each in results
+    ]
+    for at, text in enumerate(_aligned(rows)):
+        yield Line(text, "" if at else "dim")
+
+
+def _pace(status: Status, now: float) -> Iterator[Line]:
+    if not status.total or status.state == "finished":
+        return
+    text = f"{_of(status.done, status.total)} chunk evaluations"
+    if status.tokens_a_second is not None:
+        text += f", {status.tokens_a_second:,.0f} tokens/s"
+    if status.eta is not None:
+        text += f", about {_span(max(0.0, status.eta - now))} left"
+    yield Line(text)
+
+
+def _workers(workers: WorkersStatus | None) -> Iterator[Line]:
+    if workers is None:
+        return
+    yield Line(f"workers: {workers.alive:,} of {workers.count:,} have beaten lately")
+    for each in workers.stuck[:_MOST_LINES]:
+        yield Line(
+            f"{_worker(each)} is stuck: nothing done for {_span(each.seconds)}"
+            f" at {printable(each.task, limit=_LINE_SHOWN)}",
+            "red",
+        )
+    for each in workers.silent[:_MOST_LINES]:
+        yield Line(f"{_worker(each)} has been silent for {_span(each.seconds)}", "yellow")
+
+
+def _worker(found: WorkerFinding) -> str:
+    return f"worker {found.worker} on {_name(found.host)}"
+
+
+def _warnings(status: Status) -> Iterator[Line]:
+    failures = list(status.failures)
+    for each in failures[:_MOST_LINES]:
+        yield Line(f"given up: {printable(each, limit=_LINE_SHOWN)}", "red")
+    if len(failures) > _MOST_LINES:
+        yield Line(f"and {len(failures) - _MOST_LINES:,} more given up", "red")
+    for key, why in list(status.odd.items())[:_MOST_LINES]:
+        yield Line(f"passed over {key}: {printable(why, limit=_LINE_SHOWN)}", "yellow")
+
+
+def _launch(launch: LaunchStatus) -> Iterator[Line]:
+    record = launch.record
+    if record is None:
+        yield Line(f"launch {launch.launch}: its record cannot be read", "yellow")
+        return
+    where = printable(record.machine or record.cluster, limit=_NAME_SHOWN)
+    nodes = f"{record.nodes:,} x " if record.nodes > 1 else ""
+    text = f"launch {launch.launch}: {nodes}{where}" if where else f"launch {launch.launch}"
+    if record.hourly:
+        text += f", ${record.hourly:,.2f} an hour, about ${launch.cost:,.2f} so far"
+    if len(launch.attempts) > 1:
+        text += f", {len(launch.attempts):,} attempts"
+    yield Line(text)
+    if launch.maybe_up:
+        yield Line(
+            f"warning: machines may still be up: kldcloud down {launch.launch}", "bold yellow"
+        )
+
+
+def _mean(result: ResultStatus) -> str:
+    return kld_with_error(Measured(result.kld, result.error))
+
+
+def _name(text: str) -> str:
+    return printable(text, limit=_NAME_SHOWN)
+
+
+def _of(done: int, total: int | None) -> str:
+    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
+
+
+def _span(seconds: float) -> str:
+    """A length of time to two units at most."""
+    if seconds < _MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < _HOUR:
+        return f"{seconds // _MINUTE:.0f} min"
+    if seconds < _DAY:
+        return f"{seconds // _HOUR:.0f} h {seconds % _HOUR // _MINUTE:02.0f} min"
+    return f"{seconds // _DAY:,.0f} d {seconds % _DAY // _HOUR:.0f} h"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return [
+        _GAP.join(
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
