@@ -135,7 +135,7 @@ def _launch_remote(
 ) -> None:
     from kldcloud.cli.plan import make_estimate
     from kldcloud.clusters import remote
-    from kldcloud.pipeline.estimate import refuse_above
+    from kldcloud.pipeline.estimate import refuse_above, refuse_without_access
     from kldcloud.pipeline.runs import find_run, read_summary
     from kldcloud.spec.cluster import cluster_name
 
@@ -143,6 +143,7 @@ def _launch_remote(
     remote.check_store(kept, name)
     estimate = make_estimate(sweep, where, rate, progress)
     typer.echo(estimate.to_text(), err=True)
+    refuse_without_access(estimate)
     seconds = float(where.max_duration)
     if max_cost is not None:
         refuse_above(estimate, max_cost)

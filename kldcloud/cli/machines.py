@@ -11,50 +11,51 @@ if TYPE_CHECKING:
     from kldcloud.pipeline.life import LaunchRecord
 
 LaunchName = Annotated[
-    str, typer.Argument(metavar="LAUNCH", help="A launch or run id, a prefix of it, or `latest`.")
+    str,
+    typer.Argument(
+        metavar="LAUNCH", help="A launch or run id, a prefix of it, a job file, or `latest`."
+    ),
 ]
 LaunchStore = Annotated[
-    str, typer.Option("--store", help="The store that the launch writes to: s3://bucket/prefix.")
+    str | None,
+    typer.Option("--store", help="Where the launch writes to; a job file names its own."),
 ]
 
 
 def logs(
     launch: LaunchName = "latest",
-    store: LaunchStore = "./kldcloud-store",
+    store: LaunchStore = None,
 ) -> None:
     """Show what the machines of a launch print, until the job ends; Ctrl-C leaves it running."""
     from kldcloud.clusters import remote, skypilot
     from kldcloud.errors import EngineError
-    from kldcloud.store import open_store
 
-    record = remote.find_launch(launch, open_store(store))
+    record, kept = remote.find_launch(launch, store)
     job = _job_of(record)
     try:
         code = skypilot.follow(job, skypilot.LogTee())
     except KeyboardInterrupt:
         typer.echo(
-            f"the job goes on; kldcloud logs {record.launch} --store {store} comes back to it",
+            f"the job goes on; kldcloud logs {record.launch} --store {kept.uri} comes back to it",
             err=True,
         )
         raise typer.Exit(0) from None
     if code != skypilot.SUCCEEDED:
         raise EngineError(
             f"the job of {record.launch} did not succeed",
-            hint=f"kldcloud status {record.launch} --store {store} says how far it came",
+            hint=f"kldcloud status {record.launch} --store {kept.uri} says how far it came",
         )
 
 
 def cancel(
     launch: LaunchName,
-    store: LaunchStore = "./kldcloud-store",
+    store: LaunchStore = None,
 ) -> None:
     """End the job of a launch and give its machines back; what is committed stays."""
     from kldcloud.cli.terminal import TerminalProgress
     from kldcloud.clusters import remote, skypilot
-    from kldcloud.store import open_store
 
-    kept = open_store(store)
-    record = remote.find_launch(launch, kept)
+    record, kept = remote.find_launch(launch, store)
     job = skypilot.find_job(record.launch, managed=record.managed, active=True)
     if job is not None:
         skypilot.cancel(job)
@@ -64,9 +65,9 @@ def cancel(
 
 def down(
     launch: Annotated[
-        str | None, typer.Argument(metavar="LAUNCH", help="A launch or run id, or `latest`.")
+        str | None, typer.Argument(metavar="LAUNCH", help="As for logs and cancel.")
     ] = None,
-    store: LaunchStore = "./kldcloud-store",
+    store: LaunchStore = None,
     all_: Annotated[
         bool, typer.Option("--all", help="Every machine of ours, whatever store it works for.")
     ] = False,
@@ -75,13 +76,11 @@ def down(
     from kldcloud.cli.terminal import TerminalProgress
     from kldcloud.clusters import remote, skypilot
     from kldcloud.errors import UserError
-    from kldcloud.store import open_store
 
     if all_ == (launch is not None):
         raise UserError("name one launch, or give --all", hint="kldcloud runs shows what there is")
     if launch is not None:
-        kept = open_store(store)
-        record = remote.find_launch(launch, kept)
+        record, kept = remote.find_launch(launch, store)
         remote.give_back(record, kept, TerminalProgress())
         typer.echo(f"{record.launch}: down")
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kldcloud.clusters.ray_nodes import RayNodes, join, place_from
+from kldcloud.clusters.sealed import unseal
 from kldcloud.errors import KldcloudError, UserError
 from kldcloud.pipeline.launches import LaunchOrder, read_order
 from kldcloud.pipeline.life import AttemptRecord, attempt_key, new_attempt, read_attempt
@@ -38,6 +39,7 @@ def run_node(folder: Path, progress: Progress) -> SweepOutcome | int:
     Raises:
         KldcloudError: one line that says what, where and the next step.
     """
+    unseal(folder, os.environ)
     place = place_from(os.environ)
     if place.rank != 0:
         return join(place)

@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Final
 
 from kldcloud.clusters import skypilot
+from kldcloud.clusters.sealed import seal
 from kldcloud.clusters.sky_task import RAY_TOKEN, LaunchFolder, secrets_of, task_config
 from kldcloud.clusters.skypilot import LogTee, SkyJob
 from kldcloud.clusters.wheel import build_wheel
 from kldcloud.errors import EngineError, KldcloudError, SpecError, UserError
 from kldcloud.models.cache import cache_dir
-from kldcloud.pipeline.launches import LaunchOrder, launch_id, ship, write_order
+from kldcloud.pipeline.launches import (
+    LaunchOrder,
+    job_digest,
+    launch_id,
+    launch_of_job,
+    read_launches,
+    ship,
+    write_order,
+)
 from kldcloud.pipeline.life import (
     AttemptRecord,
     LaunchRecord,
@@ -27,7 +36,7 @@ from kldcloud.pipeline.life import (
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
-from kldcloud.store import check_usable
+from kldcloud.store import check_usable, open_store
 from kldcloud.store.base import Store
 
 _MINUTE: Final = 60
@@ -115,17 +124,22 @@ def start(
         hourly=machine.hourly,
         launched=time.time(),
         max_duration=seconds,
+        job=job_digest(job),
     )
     order = LaunchOrder(launch, store.uri, cluster, shipped, seconds, allow_mixed)
     folder = _folder(order, job)
-    # Made here and now, for this launch alone; it travels as SkyPilot's secrets do.
     values[RAY_TOKEN] = secrets.token_hex(32)
-    config = task_config(launch, cluster, folder, values)
+    config = task_config(launch, cluster, folder, seal(values, folder.path))
     _write_record(store, record)
     progress.note(f"launch {launch}: asking SkyPilot for {cluster.nodes} x {cluster_name}")
-    sky_job = skypilot.submit(
-        config, launch, managed=record.managed, idle_minutes=max(1, cluster.autodown // _MINUTE)
-    )
+    try:
+        sky_job = skypilot.submit(
+            config, launch, managed=record.managed, idle_minutes=max(1, cluster.autodown // _MINUTE)
+        )
+    except BaseException:
+        # Machines may be up, and nothing on them yet that would ever take them down.
+        give_back(record, store, progress)
+        raise
     return RemoteLaunch(record, sky_job)
 
 
@@ -173,27 +187,41 @@ def last_attempt(store: Store, launch: str) -> AttemptRecord | None:
     return read_attempt(store, keys[-1]) if keys else None
 
 
-def find_launch(name: str, store: Store) -> LaunchRecord:
-    """The launch that a person means: its id, a prefix, a run's id, or `latest`.
+def find_launch(name: str, store: str | None) -> tuple[LaunchRecord, Store]:
+    """The launch that a person means, and the store that has it.
+
+    Args:
+        name: its id, a prefix of it, its run's id, a job file, or `latest`.
+        store: where to look; a job file names its own.
 
     Raises:
         UserError: there is none, or there are several.
     """
-    launches = sorted({info.key.split("/")[1] for info in store.list("launches/")})
-    records = [r for each in launches if (r := read_launch(store, launch_key(each))) is not None]
+    if name.endswith((".yaml", ".yml")):
+        found_by_job = launch_of_job(Path(name), store)
+        if found_by_job is None:
+            raise UserError(f"{name} has not been launched on other machines")
+        return found_by_job
+    if store is None:
+        raise UserError(
+            "which store does the launch write to?",
+            hint="name its job file instead, or add --store s3://bucket/prefix",
+        )
+    kept = open_store(store)
+    records = read_launches(kept)
     if name == "latest":
-        found = sorted(records, key=lambda record: record.launched)[-1:]
+        found = records[-1:]
     else:
         found = [each for each in records if each.launch == name]
         found = found or [each for each in records if each.launch.startswith(name)]
-        found = found or [each for each in records if _runs(store, each, name)]
+        found = found or [each for each in records if _runs(kept, each, name)]
     if len(found) > 1:
         names = ", ".join(each.launch for each in found[:5])
         raise UserError(f"{name} could be any of {names}", hint="give more of its id")
     if not found:
         names = ", ".join(each.launch for each in records[-3:]) or "none"
-        raise UserError(f"no launch {name} in {store.uri}", hint=f"it has {names}")
-    return found[0]
+        raise UserError(f"no launch {name} in {kept.uri}", hint=f"it has {names}")
+    return found[0], kept
 
 
 def _runs(store: Store, record: LaunchRecord, run: str) -> bool:
@@ -214,7 +242,7 @@ def _folder(order: LaunchOrder, job: SweepJob) -> LaunchFolder:
     """The folder that travels, made anew: SkyPilot may read it again when it recovers a job."""
     path = cache_dir() / "launches" / order.launch
     shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, mode=0o700)
     wheel = build_wheel(path)
     write_order(path, order, job)
     sources = [job.base.model, job.base.logits, *(each.model for each in job.candidates)]

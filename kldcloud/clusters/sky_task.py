@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from kldcloud.clusters.sealed import VARIABLE
 from kldcloud.errors import UserError
 from kldcloud.models.digests import model_sha256
 from kldcloud.spec.cluster import ClusterSpec
@@ -84,7 +84,7 @@ def task_config(
     name: str,
     cluster: ClusterSpec,
     folder: LaunchFolder,
-    secrets: Mapping[str, str],
+    sealed: str,
 ) -> dict[str, Any]:
     """The task as SkyPilot's YAML would say it.
 
@@ -92,7 +92,7 @@ def task_config(
         name: of the task.
         cluster: where it runs.
         folder: what travels.
-        secrets: values by name; SkyPilot hands them to the machines as environment.
+        sealed: its secrets; see `sealed.seal`.
     """
     digest = model_sha256(folder.path / folder.wheel)[:12]
     extras = "llama,hf" if folder.needs_hub else "llama"
@@ -107,8 +107,7 @@ def task_config(
         "num_nodes": cluster.nodes,
         "workdir": str(folder.path),
         "resources": dict(cluster.resources),
-        "envs": {**_forwarded(), **cluster.envs},
-        "secrets": dict(secrets),
+        "envs": {**_forwarded(), **cluster.envs, VARIABLE: sealed},
         "setup": setup,
         # exec: SkyPilot's signals and exit codes are the driver's own.
         "run": f'exec "$HOME/.kldcloud/env-{digest}/bin/python" -m kldcloud.cli.main node .\n',

@@ -111,6 +111,20 @@ def estimate_sweep(
     )
 
 
+def refuse_without_access(estimate: SweepEstimate) -> None:
+    """Refuse machines of clouds that this account cannot rent from.
+
+    Raises:
+        UserError: which clouds, and the command that looks for their credentials.
+    """
+    price = estimate.price
+    if not price.enabled and price.offer is not None:
+        from kldcloud.clusters.prices import Quote
+
+        offers = tuple(each for each in (price.offer, price.runner_up) if each is not None)
+        Quote(offers, price.catalog_date, enabled=False).require_enabled()
+
+
 def refuse_above(estimate: SweepEstimate, max_cost: float) -> None:
     """Refuse a job that would cost more than a person allows, or nobody knows how much.
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -22,14 +21,17 @@ from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.sources import read_text
 from kldcloud.models.store_copy import upload_once
+from kldcloud.pipeline.life import LaunchRecord, launch_key, read_launch
 from kldcloud.pipeline.prepare import check_models
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.runs import job_bytes, what_counts
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, ShippedFile, Sources
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
+from kldcloud.spec.load import load_job
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.stage import canonical_json
+from kldcloud.store import open_store
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
@@ -121,6 +123,32 @@ def launch_id(
     return f"kld-{name or 'job'}-{sha256_bytes(canonical_json(facts))[:_ID_DIGITS]}"
 
 
+def job_digest(job: SweepJob) -> str:
+    """Of what moves a number in a job: the same for the same job anywhere."""
+    return sha256_bytes(canonical_json(what_counts(job.model_dump(mode="json"))))
+
+
+def read_launches(store: Store) -> list[LaunchRecord]:
+    """All launches in a store, the oldest first."""
+    names = sorted({info.key.split("/")[1] for info in store.list("launches/")})
+    records = [read_launch(store, launch_key(name)) for name in names]
+    return sorted((each for each in records if each is not None), key=lambda each: each.launched)
+
+
+def launch_of_job(path: Path, store: str | None) -> tuple[LaunchRecord, Store] | None:
+    """The latest launch of a job file, and the store that has it; None if it has none.
+
+    Args:
+        path: the job file.
+        store: where to look instead of where the job says.
+    """
+    job = load_job(path, [f"store={store}"] if store else [])
+    kept = open_store(job.store)
+    digest = job_digest(job)
+    found = [each for each in read_launches(kept) if each.job == digest]
+    return (found[-1], kept) if found else None
+
+
 def ship(job: SweepJob, store: Store, progress: Progress) -> tuple[ShippedFile, ...]:
     """Upload what only this machine has; each file once, by digest.
 
@@ -177,8 +205,3 @@ def _bounded(path: Path) -> bytes:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path.name} is larger than {MAX_FILE_BYTES} bytes")
     return path.read_bytes()
-
-
-def public_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A task without the values of its secrets, for people and files."""
-    return {**config, "secrets": sorted(config["secrets"])}

@@ -39,9 +39,10 @@ class DriverLife:
         updated: Unix time in seconds of this heartbeat.
         state: staging, measuring, reducing, finished, failed or stopped.
         label: the piece of work under way, for a person.
-        done: chunk evaluations that are committed, earlier attempts' too.
-        total: chunk evaluations in all.
-        done_at_start: of `done`, those that were there when this attempt began.
+        since: Unix time in seconds when that piece began.
+        done: of that piece, chunk evaluations that are committed, earlier attempts' too.
+        total: of that piece, chunk evaluations in all.
+        done_at_start: of `done`, those that were there when this attempt came to it.
         context: tokens in a chunk evaluation, on average.
         workers: processes that hold models.
         failures: what was given up, one line each.
@@ -55,6 +56,7 @@ class DriverLife:
     updated: float = 0.0
     state: str = "staging"
     label: str = ""
+    since: float = 0.0
     done: int = 0
     total: int = 0
     done_at_start: int = 0
@@ -103,6 +105,7 @@ class LaunchRecord:
         launched: Unix time in seconds.
         max_duration: seconds.
         down: Unix time in seconds when the machines were given back; 0 if nobody has.
+        job: digest of the job, to find its launch by; see `launches.job_digest`.
     """
 
     launch: str
@@ -114,6 +117,7 @@ class LaunchRecord:
     launched: float = 0.0
     max_duration: float = 0.0
     down: float = 0.0
+    job: str = ""
 
 
 @dataclass(frozen=True, slots=True)

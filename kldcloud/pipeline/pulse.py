@@ -22,7 +22,6 @@ from kldcloud.pipeline.life import (
 )
 from kldcloud.store.base import Store
 
-
 Record = TypeVar("Record", bound="DriverLife | AttemptRecord")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -69,22 +70,34 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._actors is not None and exception[0] is None:
+    def __exit__(self, *_: object) -> None:
+        self._actors = None
+        self._machines.end()
+
+    def rest(self) -> None:
+        """End the workers, for nothing is left for them; what they used is known from here on."""
+        if self._actors is not None:
             self.usage = self._actors[1].usage()
         self._actors = None
         self._machines.end()
 
-    def stage(self, plan: SweepPlan, pulse: DriverPulse) -> SweepPlan:
-        """Make every base stage whole; returns the plan, changed if hidden states were refused."""
+    def settle(self, plan: SweepPlan) -> SweepPlan:
+        """Put models where workers find them; the plan, changed if hidden states do not hold."""
+        base = plan.prepared.base
+        if isinstance(base, KldBase):
+            self._ship(plan.prepared.candidates)
+            return plan
+        self._ship([base, *plan.prepared.candidates])
+        return self._try_hidden(plan, base)
+
+    def stage(self, plan: SweepPlan, pulse: DriverPulse) -> None:
+        """Make every base stage whole."""
         base = plan.prepared.base
         if isinstance(base, KldBase):
             corpus = plan.prepared.corpora[0]
             pulse.change(label=f"importing {base.file}")
             import_kld(self._store, base, corpus, plan.stages[0], self._progress)
-            return plan
-        self._ship([base, *plan.prepared.candidates])
-        plan = self._try_hidden(plan, base)
+            return
         for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True):
             if is_complete(self._store, identity):
                 self._progress.note(f"base stage for {corpus.name} is there already")
@@ -112,15 +125,12 @@ class Session:
             if identity.encoding == "hidden":
                 head = read_head(base.path, base.header)
             finish_stage(self._store, identity, shards, corpus.chunks, head)
-        return plan
 
     def measure(
         self, plan: SweepPlan, pulse: DriverPulse
     ) -> tuple[dict[str, Sequence[Shard]], Mapping[str, Failure]]:
         """Measure every candidate on every corpus; a candidate's failure comes back, no raise."""
         prepared = plan.prepared
-        if isinstance(prepared.base, KldBase):
-            self._ship(prepared.candidates)
         shards: dict[str, Sequence[Shard]] = {
             corpus.name: run_shards(self._store, plan, corpus, len(self._seats))
             for corpus in prepared.corpora
@@ -173,7 +183,14 @@ class Session:
         todo = [task for task in tasks if task.key not in there]
         chunks = sum(task.shard.count for task in tasks)
         done = chunks - sum(task.shard.count for task in todo)
-        pulse.change(state=state, label=label, done=done, done_at_start=done, total=chunks)
+        pulse.change(
+            state=state,
+            label=label,
+            since=time.time(),
+            done=done,
+            done_at_start=done,
+            total=chunks,
+        )
         if done:
             self._progress.note(f"{label}: {done} of {chunks} chunks are done already")
         if not todo:

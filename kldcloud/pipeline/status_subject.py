@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kldcloud.errors import UserError
 from kldcloud.pipeline.launch_status import launches_in, newest_launch
+from kldcloud.pipeline.launches import launch_of_job
 from kldcloud.pipeline.run_files import list_run
 from kldcloud.pipeline.runs import DEFAULT_STORE, find_run
 from kldcloud.store import open_store
@@ -32,7 +34,13 @@ def find_status(name: str, store: str | None) -> StatusSubject:
         UserError: if there is none, or several.
     """
     if name.endswith((".yaml", ".yml")):
-        found = find_run(name, store)
+        try:
+            found = find_run(name, store)
+        except UserError as error:
+            launch = launch_of_job(Path(name), store)
+            if launch is None or type(error) is not UserError:
+                raise
+            return StatusSubject(launch[1], launch=launch[0].launch)
         return StatusSubject(found.store, found.run)
     kept = open_store(store or DEFAULT_STORE)
     launches = launches_in(kept.list("launches/"))

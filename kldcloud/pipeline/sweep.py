@@ -101,8 +101,8 @@ def run_sweep(
     refused = _refusal_on_record(store, plan)
     if refused is not None:
         plan = make_plan(prepared, options, remote=False, force_logits=refused, mixed=mixed)
-    launched.on_run(plan.run)
     if (found := finished(store, plan)) is not None:
+        launched.on_run(plan.run)
         progress.note(f"run {plan.run} is complete already")
         return SweepOutcome(plan.run, found, {}, time.monotonic() - started)
     attempt = launched.attempt or new_attempt()
@@ -110,16 +110,19 @@ def run_sweep(
     life = DriverLife(
         attempt, launch=launched.launch, workers=len(seats), context=_context(prepared)
     )
-    with DriverPulse(store, plan.run, life) as pulse:
-        with session:
-            plan = session.stage(plan, pulse)
-            note_plan(store, plan)
+    with session:
+        plan = session.settle(plan)
+        launched.on_run(plan.run)
+        note_plan(store, plan)
+        with DriverPulse(store, plan.run, life) as pulse:
+            session.stage(plan, pulse)
             shards, failures = session.measure(plan, pulse)
-        pulse.change(state="reducing", label="reducing", failures=_lines(failures))
-        with_failures = {name: failures[name] for name in sorted(failures)}
-        summary_bytes = reduce_run(store, plan, shards, with_failures)
-        summary = parse_summary(summary_bytes)
-        publish(store, plan, summary, summary_bytes, partial=bool(failures))
+            session.rest()
+            pulse.change(state="reducing", label="reducing", failures=_lines(failures))
+            with_failures = {name: failures[name] for name in sorted(failures)}
+            summary_bytes = reduce_run(store, plan, shards, with_failures)
+            summary = parse_summary(summary_bytes)
+            publish(store, plan, summary, summary_bytes, partial=bool(failures))
     seconds = time.monotonic() - started
     note_life(store, plan, attempt, _machine_facts(nodes, seats, seconds), session.usage)
     return SweepOutcome(plan.run, summary, with_failures, seconds)

@@ -129,7 +129,7 @@ def judge(
 def chunks_a_second(driver: DriverLife) -> float | None:
     """Chunk evaluations a second of this piece of work; None while that would be a guess."""
     # Drivers that do not say when a piece of work began have begun it with their attempt.
-    seconds = driver.updated - float(getattr(driver, "since", 0.0) or driver.started)
+    seconds = driver.updated - (driver.since or driver.started)
     done = driver.done - driver.done_at_start
     return done / seconds if seconds >= YOUNG_SECONDS and done > 0 else None
 

@@ -113,7 +113,7 @@ def test_settings_cluster_and_store_of_the_command_line_win_over_the_job(
     assert summary["encoding"] == "kld"
     # The import is found, not repeated.
     assert [each.name for each in (store / "stages").iterdir()] == [stage]
-    (life,) = (store / "runs" / summary["run"] / "life").iterdir()
+    (life,) = (store / "runs" / summary["run"] / "life").glob("*/ended.json")
     assert json.loads(life.read_text())["workers"] == 2
     # The base file holds rounded and clamped numbers: the same result, but not the same digits.
     exact = json.loads(sweep.kept("summary.json"))["results"][0]["result"]
