@@ -63,15 +63,31 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}"
 
 
-class _NoBar:
-    def advance(self, amount: int = 1) -> None: ...
+class _Lines:
+    """A bar for a log: a line a minute, so that hours of work do not look like a hang."""
 
-    def reach(self, done: int, total: int) -> None: ...
+    def __init__(self, label: str, total: int, done: int) -> None:
+        self._label = label
+        self._total = total
+        self._done = done
+        self._said_at = time.monotonic()
+
+    def advance(self, amount: int = 1) -> None:
+        self.reach(self._done + amount, self._total)
+
+    def reach(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        if time.monotonic() - self._said_at >= LINE_SECONDS and total:
+            self._said_at = time.monotonic()
+            share = f"{100 * done / total:.0f}%"
+            errors.print(
+                f"{self._label}: {share}, {done:,} of {total:,}", style="dim", markup=False
+            )
 
 
-def _line_when_done(label: str) -> Iterator[Bar]:
+def _line_when_done(label: str, total: int, done: int) -> Iterator[Bar]:
     started = time.monotonic()
-    yield _NoBar()
+    yield _Lines(label, total, done)
     _leave_line(label, time.monotonic() - started)
 
 
@@ -81,12 +97,12 @@ def _leave_line(label: str, seconds: float) -> None:
 
 
 class TerminalProgress:
-    """Bars with the time left; where stderr is no terminal, one line when each is done."""
+    """Bars with the time left; where stderr is no terminal, a line a minute and one at the end."""
 
     @contextmanager
     def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
         if not errors.is_terminal:
-            yield from _line_when_done(label)
+            yield from _line_when_done(label, total, done)
             return
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -116,6 +132,7 @@ class TerminalProgress:
         errors.print(f"warning: {text}", style="yellow", markup=False)
 
 
+LINE_SECONDS = 60.0
 QUIET_SECONDS = 2.0
 """Work shorter than this leaves no line behind."""
 SHOWN_AFTER_SECONDS = 0.3

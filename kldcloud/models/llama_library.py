@@ -18,6 +18,7 @@ _recent: deque[str] = deque(maxlen=50)
 """The library's latest warnings and errors: it reports a failed load only there."""
 
 _WARNING = 3
+_CPU_DEVICE = 0
 
 
 @cache
@@ -74,16 +75,19 @@ def ggml(part: str) -> ctypes.CDLL:
 
 @cache
 def build_facts() -> dict[str, str]:
-    """Version, backend and instruction set of this build: what decides rounding."""
+    """Version, backend, instruction set and GPUs of this build: what decides rounding."""
     binding = llama()
     system = binding.llama_print_system_info().decode()
     backend = "GPU" if binding.llama_supports_gpu_offload() else "CPU"
-    return {
+    facts = {
         "name": "llama.cpp",
         "version": f"{binding.__version__} (llama-cpp-python)",
         "backend": backend,
         "instructions": " ".join(_switched_on(system)),
     }
+    # Kinds of GPU round differently; how many of a kind there are does not matter to one worker.
+    kinds = dict.fromkeys(_accelerators())
+    return facts | ({"devices": " + ".join(kinds)} if kinds else {})
 
 
 def _switched_on(system_info: str) -> list[str]:
@@ -102,18 +106,14 @@ def buffer_type(name: str) -> int:
     Raises:
         UserError: if this build has none of that name; the message lists what it has.
     """
-    library = ggml("")
     base = ggml("base")
-    library.ggml_backend_dev_count.restype = ctypes.c_size_t
-    library.ggml_backend_dev_get.restype = ctypes.c_void_p
-    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
     base.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
     base.ggml_backend_dev_buffer_type.argtypes = [ctypes.c_void_p]
     base.ggml_backend_buft_name.restype = ctypes.c_char_p
     base.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
     known: dict[str, int] = {}
-    for index in range(library.ggml_backend_dev_count()):
-        address = base.ggml_backend_dev_buffer_type(library.ggml_backend_dev_get(index))
+    for device in _devices():
+        address = base.ggml_backend_dev_buffer_type(device)
         if address:
             known[base.ggml_backend_buft_name(address).decode()] = address
     if name not in known:
@@ -122,3 +122,27 @@ def buffer_type(name: str) -> int:
             hint=f"it has {', '.join(sorted(known))}",
         )
     return known[name]
+
+
+def _accelerators() -> list[str]:
+    """What ggml calls the devices besides the CPU, such as NVIDIA H100 80GB HBM3; sorted."""
+    base = ggml("base")
+    base.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    base.ggml_backend_dev_description.restype = ctypes.c_char_p
+    base.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    return sorted(
+        base.ggml_backend_dev_description(device).decode("utf-8", "replace")
+        for device in _devices()
+        if base.ggml_backend_dev_type(device) != _CPU_DEVICE
+    )
+
+
+def _devices() -> list[int]:
+    """Addresses of ggml's devices, in its order."""
+    library = ggml("")
+    library.ggml_backend_dev_count.restype = ctypes.c_size_t
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    return [
+        library.ggml_backend_dev_get(index) for index in range(library.ggml_backend_dev_count())
+    ]

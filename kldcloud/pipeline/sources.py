@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.cache import cache_dir
-from kldcloud.models.digests import model_sha256
+from kldcloud.models.digests import model_sha256, remember_sha256
 from kldcloud.models.sources import decode_text, fetch, read_text
 from kldcloud.models.store_copy import cached_copy
 from kldcloud.pipeline.progress import Bar, Progress
@@ -76,9 +76,7 @@ class Sources:
 
     def _copy(self, there: ShippedFile, bar: Bar) -> Path:
         assert self.store is not None  # noqa: S101 - both callers have asked
-        return cached_copy(
-            self.store, there.sha256, there.size, cache=cache_dir(), progress=bar.reach
-        )
+        return _from_store(self.store, there.sha256, there.size, bar.reach)
 
 
 def local_copy(model: ModelRef, store: Store, progress: Callable[[int, int], None]) -> Path:
@@ -87,16 +85,24 @@ def local_copy(model: ModelRef, store: Store, progress: Callable[[int, int], Non
     Raises:
         FormatError: if its origin has another file by now.
     """
-    if _is_it(model, model.path):
+    # What lies in this cache was checked when it came, by one process for all of the machine's.
+    kept_here = model.path.is_relative_to(cache_dir() / "models")
+    if not kept_here and _is_it(model, model.path):
         return model.path
     if not model.origin:
-        return cached_copy(store, model.sha256, model.size, cache=cache_dir(), progress=progress)
+        return _from_store(store, model.sha256, model.size, progress)
     path = fetch(parse_uri(model.origin), cache=cache_dir(), progress=progress)
     if not _is_it(model, path):
         raise FormatError(
             f"{model.origin} is not the file that this run began with",
             hint="name a revision in the job, and launch it again",
         )
+    return path
+
+
+def _from_store(store: Store, sha256: str, size: int, progress: Callable[[int, int], None]) -> Path:
+    path = cached_copy(store, sha256, size, cache=cache_dir(), progress=progress)
+    remember_sha256(path, sha256)
     return path
 
 
