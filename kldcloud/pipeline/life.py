@@ -106,6 +106,7 @@ class LaunchRecord:
         max_duration: seconds.
         down: Unix time in seconds when the machines were given back; 0 if nobody has.
         job: digest of the job, to find its launch by; see `launches.job_digest`.
+        wheel: digest of the kldcloud that was shipped.
     """
 
     launch: str
@@ -118,6 +119,7 @@ class LaunchRecord:
     max_duration: float = 0.0
     down: float = 0.0
     job: str = ""
+    wheel: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,8 @@ class AttemptRecord:
         updated: Unix time in seconds of this heartbeat.
         state: preparing, running, finished, failed, out-of-time or stopped.
         label: what is being prepared, for a person.
-        error: why it ended, in one line.
+        error: why it ended, in one line; of one that finished, which candidates failed.
+        exit_code: of the driver, once it has ended.
     """
 
     attempt: str
@@ -143,6 +146,7 @@ class AttemptRecord:
     state: str = "preparing"
     label: str = ""
     error: str = ""
+    exit_code: int = 0
 
 
 def launch_key(launch: str) -> str:

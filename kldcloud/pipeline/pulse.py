@@ -54,9 +54,10 @@ class Pulse:
 
     def _beat(self) -> None:
         while True:
+            ending = self._ending  # asked before the write: what changed just now is in it
             with contextlib.suppress(KldcloudError, OSError):
                 self._write()
-            if self._ending:
+            if ending:
                 return
             self._wake.wait(self._seconds)
             self._wake.clear()
@@ -128,13 +129,13 @@ class WorkerPulse:
     which is how a hung worker differs from a dead one, and a slow one from both.
     """
 
-    def __init__(self, store: Store, key: str, worker: int) -> None:
+    def __init__(self, store: Store, key: str, worker: int, seconds: float = PULSE_SECONDS) -> None:
         self._store = store
         self._key = key
         self._life = WorkerLife(
             worker, host=socket.gethostname(), pid=os.getpid(), moved=time.time()
         )
-        self._pulse = Pulse(self._write)
+        self._pulse = Pulse(self._write, seconds)
 
     def begin(self, task: str) -> None:
         """A task begins."""

@@ -25,6 +25,10 @@ pytestmark = pytest.mark.usefixtures("one_ray")
 ENGINE = EngineRef(ModelRef(Path("none.gguf"), "0" * 64, 1), 128, LlamaOptions())
 
 
+PATIENCE = 5.0
+"""Seconds after which a test takes a worker for hung: more than a loaded machine needs."""
+
+
 class ScriptedWorker:
     """A worker that commits by making a file, and misbehaves where a task's name says so."""
 
@@ -46,6 +50,8 @@ class ScriptedWorker:
         if what == "last":
             (self._store / "no-worker-starts").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hang" and self._tries(task) == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if what == "format":
             return Reply(task.key, FormatError(f"{task.key} is no model"))
         if what == "flaky" and self._tries(task) < MAX_ATTEMPTS:
@@ -186,6 +192,30 @@ def test_what_fails_each_time_is_given_up_after_the_cap_with_its_cause(
     outcome = dispatched(tasks("a", f"k-{what}"))
     assert outcome.failures["a"].cause == cause
     assert outcome.tried == [f"k-{what}"] * MAX_ATTEMPTS
+
+
+def test_a_worker_that_hangs_is_ended_and_its_shards_go_elsewhere(tmp_path: Path) -> None:
+    accused: list[str] = []
+
+    def is_stuck(worker: int, task: str, held: float) -> str | None:
+        if not task.endswith("-hang") or held < PATIENCE:
+            return None
+        accused.append(task)
+        return f"worker {worker} made no step"
+
+    committed: list[str] = []
+    dispatch = Dispatch(
+        ScriptedActors(2, tmp_path),
+        2,
+        lambda key: (tmp_path / key).exists(),
+        lambda task: committed.append(task.key),
+        is_stuck,
+    )
+    keys = ["k0-hang", *(f"k{n}" for n in range(1, 8))]
+    assert dispatch.run(tasks("a", *keys)) == {}
+    assert sorted(committed) == sorted(keys)
+    assert accused == ["k0-hang"]
+    assert (tmp_path / "tried").read_text().split().count("k0-hang") == 2
 
 
 @pytest.mark.slow

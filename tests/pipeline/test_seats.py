@@ -1,0 +1,96 @@
+"""How machines are shared among workers, and machines that do not agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_models import TinyPair, tiny_pair
+
+from kldcloud.clusters.local_ray import LocalMachines
+from kldcloud.errors import EngineError
+from kldcloud.pipeline.machines import NodeFacts, Seat, this_node
+from kldcloud.pipeline.sweep import Launched, run_sweep
+from kldcloud.pipeline.workers import seats_for
+from kldcloud.spec.cluster import ClusterSpec
+from kldcloud.spec.engine import EngineOptions
+from kldcloud.spec.job import SweepJob
+from kldcloud.store import open_store
+from tests.pipeline.sweeps import Notes, corpus, facts
+
+GIB = 1 << 30
+PLAIN = NodeFacts("node-0", "a", cores=8, memory=64 * GIB, gpus=0, engine={})
+RICH = replace(PLAIN, gpus=4)
+ON_GPU = EngineOptions(n_gpu_layers=-1)
+
+
+def seats(nodes: Sequence[NodeFacts], *, chunks: int = 1000, **cluster: object) -> list[Seat]:
+    engine = EngineOptions.model_validate(cluster.pop("engine", {}))
+    spec = ClusterSpec.model_validate(cluster)
+    return list(seats_for(spec, engine, nodes, model_bytes=2 * GIB, chunks=chunks))
+
+
+def test_a_machine_without_gpus_gets_a_worker_a_core_while_memory_lasts() -> None:
+    assert seats([PLAIN]) == [Seat("node-0", 1, None)] * 8
+    # 70 % of 16 GiB over 1.5 models and 1 GiB each.
+    small = replace(PLAIN, memory=16 * GIB)
+    assert seats([small]) == [Seat("node-0", 4, None)] * 2
+
+
+def test_a_gpu_gets_a_worker_of_its_own() -> None:
+    assert seats([RICH], engine=ON_GPU) == [Seat("node-0", 2, None, gpus=1)] * 4
+    assert seats([RICH], engine=ON_GPU, gpus_per_worker=2) == [Seat("node-0", 4, None, gpus=2)] * 2
+    # A GPU that is no NVIDIA one is left to llama.cpp, for one worker.
+    assert seats([PLAIN], engine=ON_GPU) == [Seat("node-0", 8, None)]
+
+
+def test_more_workers_than_gpus_share_them() -> None:
+    assert seats([RICH], engine=ON_GPU, workers=6) == [Seat("node-0", 1, None)] * 6
+
+
+def test_machines_take_turns_so_that_few_chunks_spread_over_all() -> None:
+    other = replace(PLAIN, name="node-1")
+    dealt = [seat.node for seat in seats([PLAIN, other], workers=3)]
+    assert dealt == ["node-0", "node-1"] * 3
+    assert [seat.node for seat in seats([PLAIN, other], chunks=2)] == ["node-0", "node-1"]
+
+
+def test_what_the_cluster_file_says_goes_before_what_the_machine_has() -> None:
+    found = seats([PLAIN], workers=2, threads_per_worker=3, memory_per_worker="4GiB")
+    assert found == [Seat("node-0", 3, 4 * GIB)] * 2
+
+
+class TwoMachines(LocalMachines):
+    """This machine, said to be two with different instruction sets."""
+
+    def nodes(self) -> Sequence[NodeFacts]:
+        here = this_node()
+        other = dict(here.engine) | {"instructions": "SSE3"}
+        return (here, replace(here, host="elsewhere", engine=other))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    return tiny_pair(tmp_path_factory.mktemp("models"), vocabulary=320, bos=True)
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_machines_that_differ_are_refused_before_work_starts_or_go_on_record(
+    pair: TinyPair, tmp_path: Path
+) -> None:
+    job = SweepJob.model_validate(facts(pair.base, [pair.candidate], [corpus(chunks=2)]))
+    store = open_store(str(tmp_path / "store"))
+    with pytest.raises(EngineError, match="machines differ in the engine's instructions") as caught:
+        run_sweep(job, ClusterSpec(workers=1), store, Notes(), TwoMachines())
+    assert "elsewhere 'SSE3'" in str(caught.value)
+    assert "--allow-mixed" in str(caught.value)
+    assert not list(store.list(""))
+    mixed = run_sweep(
+        job, ClusterSpec(workers=1), store, Notes(), TwoMachines(), Launched(allow_mixed=True)
+    )
+    plain = run_sweep(job, ClusterSpec(workers=1), store, Notes())
+    assert mixed.run != plain.run
+    assert "SSE3" in mixed.summary.engine["mixed instructions"]
+    assert "mixed instructions" not in plain.summary.engine
