@@ -59,6 +59,15 @@ def _cluster(name: str) -> str:
     from kldcloud.spec.cluster import load_cluster
 
     spec = load_cluster(name)
+    if spec.remote:
+        from kldcloud.clusters.prices import quote
+
+        found = quote(spec.resources, spec.nodes)
+        found.require_enabled()
+        best = found.offers[0]
+        words = [best.infra, best.instance, best.accelerators, "spot" if best.spot else ""]
+        cost = f"${best.hourly:,.2f} an hour each" if best.hourly else "nothing by the hour"
+        return f"{spec.nodes} x {' '.join(filter(None, words))}, {cost}"
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     with local_ray(1):
