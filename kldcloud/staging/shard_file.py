@@ -1,8 +1,8 @@
 """A shard object of a base stage: a header that lists its frames with digests, then the frames.
 
-Layout, little-endian: 8 bytes magic, uint32 length of the header, the header as JSON, the frames
-one after the other. One frame is one chunk, so a worker whose shards are cut differently reads
-just the chunks it needs. The manifest holds the header's digest, the header each frame's.
+Layout, little-endian: 8 bytes magic, uint32 length of the header, its SHA-256, the header as
+JSON, the frames one after the other. One frame is one chunk, so a worker whose shards are cut
+differently reads just the chunks it needs. The manifest holds the header's digest, the header each frame's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kldcloud.errors import FormatError
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
-MAGIC = b"KLDSTAGE"
-PREFIX = struct.Struct("<8sI")
+MAGIC = b"KLDSTAG2"
+PREFIX = struct.Struct("<8sI32s")
 MAX_HEADER_BYTES = 1 << 20
 MAX_FRAME_BYTES = 1 << 36
 
@@ -41,11 +41,14 @@ def build_shard(shard: Shard, frames: Sequence[bytes]) -> bytes:
         entries.append([chunk, offset, len(frame), sha256_bytes(frame)])
         offset += len(frame)
     header = json.dumps({"frames": entries}, separators=(",", ":")).encode()
-    return b"".join([PREFIX.pack(MAGIC, len(header)), header, *frames])
+    prefix = PREFIX.pack(MAGIC, len(header), bytes.fromhex(sha256_bytes(header)))
+    return b"".join([prefix, header, *frames])
 
 
 def read_header(store: Store, key: str) -> tuple[bytes, int]:
     """The header's bytes and the object's size.
+
+    What is read here decides what a manifest says for good, so the header has a digest of its own.
 
     Raises:
         FormatError: if the object is no shard.
@@ -55,11 +58,11 @@ def read_header(store: Store, key: str) -> tuple[bytes, int]:
     if size is None or size < PREFIX.size:
         raise FormatError(f"{key}: missing or cut short", hint=_AGAIN)
     store.read_into(key, 0, memoryview(prefix))
-    magic, length = PREFIX.unpack(prefix)
+    magic, length, digest = PREFIX.unpack(prefix)
     if magic != MAGIC or length > min(MAX_HEADER_BYTES, size - PREFIX.size):
         raise FormatError(f"{key}: not a shard of a base stage", hint=_AGAIN)
     header = bytearray(length)
-    store.read_into(key, PREFIX.size, memoryview(header))
+    store.read_into(key, PREFIX.size, memoryview(header), sha256=digest.hex())
     return bytes(header), size
 
 

@@ -30,7 +30,7 @@ from kldcloud.staging.states import BLOCK, SUPPORTED_HEADS, bytes_per_state
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
-SCHEMA = "kldcloud.stage/1"
+SCHEMA = "kldcloud.stage/2"
 MAX_JSON_BYTES = 64 << 20
 MAX_CHUNKS = 1 << 24
 MAX_VOCABULARY = 1 << 24

@@ -41,7 +41,8 @@ class Store(Protocol):
 
         Args:
             key: which object.
-            sha256: the digest (64 hex digits) that the bytes must have.
+            sha256: the digest (64 hex digits) that the bytes must have. Without it, S3 still holds
+                an object to the digest that was kept beside it when it was written in one request.
             limit: refuse an object of more bytes than this, before reading it.
 
         Raises:
@@ -75,6 +76,8 @@ class Store(Protocol):
 
     def write_new(self, key: str, data: bytes | memoryview) -> bool:
         """Create the object, whole or not at all; never replace one.
+
+        What arrives damaged is refused by the server and sent again.
 
         Returns:
             True if this call created it. False if the key was taken, whatever it holds: the

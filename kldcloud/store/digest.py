@@ -1,7 +1,8 @@
-"""SHA-256 of bytes and of files, and the check against a digest that was promised."""
+"""Digests of bytes and of files, and the check against one that was promised."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,18 @@ from kldcloud.errors import FormatError, UserError
 _BUFFER = 4 << 20
 
 
+class DigestError(FormatError):
+    """Bytes that differ from those that were promised: damaged where they lie, or on their way."""
+
+
 def sha256_bytes(data: bytes | bytearray | memoryview) -> str:
     """Return the SHA-256 of `data` as 64 lower-case hex digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def md5_header(data: bytes) -> str:
+    """Return the MD5 of `data` as the header Content-MD5 wants it: against accidents only."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -43,13 +53,13 @@ def check_sha256(data: bytes | memoryview, expected: str | None, *, name: str) -
     """Compare `data` with its promised digest, if there is one.
 
     Raises:
-        FormatError: they differ; the message names `name`.
+        DigestError: they differ; the message names `name`.
     """
     if expected is None:
         return
     found = sha256_bytes(data)
     if found != expected.lower():
-        raise FormatError(
+        raise DigestError(
             f"{name} has SHA-256 {found[:16]}..., not {expected[:16]}... as promised",
             hint="it was changed or damaged: delete it and run the same command again",
         )

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from botocore.exceptions import ClientError, IncompleteReadError
 
 from kldcloud.errors import FormatError, StoreError
 from kldcloud.store.base import ObjectInfo, StoreProbe
-from kldcloud.store.digest import check_sha256
+from kldcloud.store.digest import DigestError, check_sha256, md5_header, sha256_bytes
 from kldcloud.store.keys import check_key, check_prefix, is_key
 from kldcloud.store.probe import probe_store
 from kldcloud.store.s3_client import S3Bucket
-from kldcloud.store.s3_errors import code_of, is_taken, status_of
+from kldcloud.store.s3_errors import code_of, is_taken, stated, status_of
 from kldcloud.store.s3_multipart import abort_stale, upload_new
 from kldcloud.store.s3_parallel import run_in_flight
 
@@ -26,12 +27,17 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
+T = TypeVar("T")
+
 # Eight requests of 8 MiB reached the loopback limit of the servers tried; more gained nothing.
 RANGE_BYTES = 8 << 20
 RANGES_IN_FLIGHT = 8
 # Below this one request is as fast as several parts, and cheaper.
 MULTIPART_FROM_BYTES = 32 << 20
 _COPY_BYTES = 1 << 20
+_READS_OF_WRONG_BYTES = 3
+_DIGEST = "sha256"
+"""Metadata of what is written in one request, which every later `read` of it is checked against."""
 
 
 class S3Store:
@@ -55,16 +61,18 @@ class S3Store:
         def fetch(client: S3Client) -> bytes:
             reply = client.get_object(Bucket=self._bucket.name, Key=name)
             with contextlib.closing(reply["Body"]) as body:
+                stated(reply, "ETag")
                 size = reply["ContentLength"]
                 if limit is not None and size > limit:
                     raise FormatError(
                         f"{key} in {self.uri} has {size:,} bytes, more than the {limit:,} expected"
                     )
-                return body.read()
+                data = body.read()
+            promised = sha256 or reply["Metadata"].get(_DIGEST)
+            check_sha256(data, promised, name=f"{key} in {self.uri}")
+            return data
 
-        data = self._bucket.call(fetch, key=key)
-        check_sha256(data, sha256, name=f"{key} in {self.uri}")
-        return data
+        return _until_right(lambda: self._bucket.call(fetch, key=key))
 
     def read_into(
         self, key: str, start: int, out: memoryview, *, sha256: str | None = None
@@ -82,11 +90,14 @@ class S3Store:
                 stop=stop,
             )
 
-        if len(view) <= RANGE_BYTES:
-            fetch(0, threading.Event())
-        else:
-            run_in_flight(fetch, range(0, len(view), RANGE_BYTES), width=RANGES_IN_FLIGHT)
-        check_sha256(view, sha256, name=f"bytes {start:,}+{len(view):,} of {key} in {self.uri}")
+        def fill() -> None:
+            if len(view) <= RANGE_BYTES:
+                fetch(0, threading.Event())
+            else:
+                run_in_flight(fetch, range(0, len(view), RANGE_BYTES), width=RANGES_IN_FLIGHT)
+            check_sha256(view, sha256, name=f"bytes {start:,}+{len(view):,} of {key} in {self.uri}")
+
+        _until_right(fill)
 
     def size(self, key: str) -> int | None:
         """Return the object's size in bytes, or None if there is no such object."""
@@ -109,7 +120,7 @@ class S3Store:
         """Create the object, or leave the one that is there; see `Store.write_new`."""
         name, view = self._name(key), memoryview(data).cast("B")
         if len(view) < MULTIPART_FROM_BYTES:
-            return self._put_new(key, name, bytes(view))
+            return self._put_new(key, bytes(view))
         if self.size(key) is not None:
             return False
         return upload_new(
@@ -123,7 +134,7 @@ class S3Store:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < MULTIPART_FROM_BYTES:
-                    return self._put_new(key, name, file.read())
+                    return self._put_new(key, file.read())
                 if self.size(key) is not None:
                     return False
                 abort_stale(self._bucket, self._prefix)
@@ -140,11 +151,7 @@ class S3Store:
 
     def write(self, key: str, data: bytes) -> None:
         """Create or replace the object."""
-        name = self._name(key)
-        self._bucket.call(
-            lambda client: client.put_object(Bucket=self._bucket.name, Key=name, Body=data),
-            key=key,
-        )
+        self._put(key, data, new=False)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Return the objects whose key starts with `prefix`, sorted by key."""
@@ -205,20 +212,32 @@ class S3Store:
             )
         return "an upload in parts to a key that is taken is refused"
 
-    def _put_new(self, key: str, name: str, body: bytes) -> bool:
+    def _put_new(self, key: str, body: bytes) -> bool:
         # If a reply was lost, the retry meets this call's own object: the same answer as for
         # another's, since the bytes under a key are determined by the key.
         try:
-            self._bucket.call(
-                lambda client: client.put_object(
-                    Bucket=self._bucket.name, Key=name, Body=body, IfNoneMatch="*"
-                ),
-                key=key,
-                accept=is_taken,
-            )
+            self._put(key, body, new=True)
         except ClientError:
             return False
         return True
+
+    def _put(self, key: str, body: bytes, *, new: bool) -> None:
+        """Write in one request; a ClientError says that a new object met an old one."""
+        name = self._name(key)
+        md5, sha256 = md5_header(body), sha256_bytes(body)
+
+        def send(client: S3Client) -> None:
+            put = partial(
+                client.put_object,
+                Bucket=self._bucket.name,
+                Key=name,
+                Body=body,
+                ContentMD5=md5,
+                Metadata={_DIGEST: sha256},
+            )
+            stated(put(IfNoneMatch="*") if new else put(), "ETag")
+
+        self._bucket.call(send, key=key, accept=is_taken if new else None)
 
     def _fetch_range(
         self, client: S3Client, key: str, name: str, start: int, part: memoryview
@@ -230,6 +249,7 @@ class S3Store:
             Bucket=self._bucket.name, Key=name, Range=f"bytes={start}-{end - 1}"
         )
         with contextlib.closing(reply["Body"]) as body:
+            stated(reply, "ETag")
             whole = reply.get("ContentRange", "").rpartition("/")[2]
             if not whole:
                 raise StoreError(f"{self._bucket.endpoint} does not honour ranged reads")
@@ -248,13 +268,20 @@ class S3Store:
 
     def _page(self, prefix: str, after: str, *, key: str) -> ListObjectsV2OutputTypeDef:
         def fetch(client: S3Client) -> ListObjectsV2OutputTypeDef:
-            if after:
-                return client.list_objects_v2(
-                    Bucket=self._bucket.name, Prefix=prefix, ContinuationToken=after
-                )
-            return client.list_objects_v2(Bucket=self._bucket.name, Prefix=prefix)
+            ask = partial(client.list_objects_v2, Bucket=self._bucket.name, Prefix=prefix)
+            page = ask(ContinuationToken=after) if after else ask()
+            stated(page, "IsTruncated")
+            return page
 
         return self._bucket.call(fetch, key=key)
+
+
+def _until_right(read: Callable[[], T]) -> T:
+    """Read again what has the wrong digest: only what is wrong each time is wrong where it lies."""
+    for _ in range(_READS_OF_WRONG_BYTES - 1):
+        with contextlib.suppress(DigestError):
+            return read()
+    return read()
 
 
 def _is_missing(error: Exception) -> bool:

@@ -117,8 +117,8 @@ def _make_client() -> S3Client:
         tcp_keepalive=True,
         # Ours are the only retries: two layers would multiply.
         retries={"total_max_attempts": 1, "mode": "standard"},
-        # Older servers reject the trailing checksums of newer SDKs. Without those, botocore signs
-        # the SHA-256 of every body, which the server verifies.
+        # Older servers reject the trailing checksums of newer SDKs, and not every server verifies
+        # the SHA-256 that signatures carry. All verify Content-MD5, which our writes send.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

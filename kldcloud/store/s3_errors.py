@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from botocore.exceptions import (
@@ -27,8 +29,13 @@ from urllib3.exceptions import HTTPError
 
 from kldcloud.errors import FormatError, StoreError
 
+
+class StrangeReplyError(Exception):
+    """A reply that reports success and lacks what S3 always says then: believe nothing of it."""
+
+
 # Whatever a request can raise; urllib3's own come through while a body is being read.
-S3_FAILURES = (ClientError, BotoCoreError, HTTPError, OSError)
+S3_FAILURES = (ClientError, BotoCoreError, HTTPError, OSError, StrangeReplyError)
 
 UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError)
 _TRANSIENT = (
@@ -40,7 +47,10 @@ _TRANSIENT = (
     HTTPError,
     ConnectionError,
     TimeoutError,
+    StrangeReplyError,
 )
+# The body was cut or changed on its way, which the server found out by its digest.
+_DAMAGED_CODES = frozenset({"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
 _TRANSIENT_CODES = {
     "SlowDown",
     "Throttling",
@@ -59,6 +69,7 @@ _TRANSIENT_CODES = {
     # Another writer of the same key is in flight: the next try learns who won.
     "ConditionalRequestConflict",
     "OperationAborted",
+    *_DAMAGED_CODES,
 }
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 
@@ -164,6 +175,16 @@ _REASONS = (
         codes=frozenset({"NotImplemented", "501"}),
     ),
     _Reason(
+        "{endpoint} did not get {key} as it was sent ({code})",
+        "look for what changes requests on their way, such as a proxy",
+        codes=_DAMAGED_CODES,
+    ),
+    _Reason(
+        "{endpoint} does not answer as S3 does ({key})",
+        "check AWS_ENDPOINT_URL and what stands before the store, such as a proxy",
+        kinds=(StrangeReplyError,),
+    ),
+    _Reason(
         "{endpoint} stopped answering ({key})",
         "run the same command again once it is back",
         kinds=_TRANSIENT,
@@ -200,6 +221,20 @@ def is_taken(error: BaseException) -> bool:
     Older MinIO answers 304 where S3 answers 412.
     """
     return code_of(error) == "PreconditionFailed" or status_of(error) in (304, 412)
+
+
+def stated(reply: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 - as botocore has it
+    """Return a field that the reply to a request which succeeded must have.
+
+    A proxy or a login page can answer 200 as well, and AWS documents an empty 200 where the last
+    step of an upload failed after all.
+
+    Raises:
+        StrangeReplyError: it is not there.
+    """
+    if name not in reply:
+        raise StrangeReplyError(f"a reply without {name}")
+    return reply[name]
 
 
 def without_password(url: str) -> str:

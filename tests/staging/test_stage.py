@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -261,7 +262,8 @@ def test_a_shard_whose_header_does_not_fit_is_refused_even_if_the_manifest_lists
     frames: Any, staged: Store
 ) -> None:
     header = json.dumps({"frames": frames}).encode()
-    data = PREFIX.pack(MAGIC, len(header)) + header + frame_of(2) + frame_of(3)
+    prefix = PREFIX.pack(MAGIC, len(header), hashlib.sha256(header).digest())
+    data = prefix + header + frame_of(2) + frame_of(3)
     _replace_shard(staged, data, header)
     with pytest.raises(FormatError, match="its header does not fit its content"):
         StageReader(staged, IDENTITY.key).frame(2)
@@ -271,7 +273,7 @@ def test_a_shard_whose_header_does_not_fit_is_refused_even_if_the_manifest_lists
 def test_a_shard_that_claims_a_huge_header_is_refused_before_it_is_read(
     length: int, staged: Store
 ) -> None:
-    _replace_shard(staged, PREFIX.pack(MAGIC, length) + bytes(24), b"")
+    _replace_shard(staged, PREFIX.pack(MAGIC, length, bytes(32)) + bytes(24), b"")
     with pytest.raises(FormatError, match="not a shard of a base stage"):
         StageReader(staged, IDENTITY.key).frame(2)
 

@@ -1,4 +1,4 @@
-"""The S3 store where buckets differ from folders: credentials, lost replies, parts left behind."""
+"""The S3 store where buckets differ from folders: credentials, endpoints, parts left behind."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faulty_network import FORWARD, LOSE_REPLY, faulty_network, status
+from buckets import MIB, place, refusal, uploads
 from store_server import S3Server, isolate_aws
 
 from kldcloud.errors import StoreError
 from kldcloud.store import Store, open_store
 from kldcloud.store.s3_client import S3Bucket
 from kldcloud.store.s3_multipart import abort_stale, upload_new
-
-MIB = 1 << 20
 
 
 @pytest.fixture
@@ -33,28 +31,6 @@ def uri(s3_store_uri: Callable[[str], str]) -> str:
 @pytest.fixture
 def store(uri: str) -> Store:
     return open_store(uri)
-
-
-def place(uri: str) -> tuple[str, str]:
-    """Split a URI into bucket and prefix."""
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    return bucket, prefix
-
-
-def uploads(server: S3Server, uri: str) -> list[str]:
-    """The names under the URI that have parts but no object yet."""
-    bucket, prefix = place(uri)
-    reply = server.client().list_multipart_uploads(Bucket=bucket, Prefix=prefix)
-    return sorted(each["Key"] for each in reply.get("Uploads", []))
-
-
-def refusal(verb: Callable[[], object]) -> str:
-    """The one line that a StoreError says."""
-    with pytest.raises(StoreError) as caught:
-        verb()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def verbs(store: Store, path: Path) -> list[Callable[[], object]]:
@@ -164,144 +140,6 @@ def test_an_endpoint_that_speaks_no_tls_is_named(
     assert "check that the endpoint speaks https" in refusal(lambda: open_store(uri).read("x"))
 
 
-def test_a_write_whose_reply_was_lost_ends_as_already_there(
-    s3_server: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faults = [LOSE_REPLY]
-
-    def fault(line: bytes) -> bytes:
-        return faults.pop() if faults and line.startswith(b"PUT ") else FORWARD
-
-    with faulty_network(s3_server.endpoint, fault) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        store = open_store(uri)
-        assert store.write_new("x", b"mine") is False
-        assert store.read("x") == b"mine"
-    assert faults == []
-
-
-def test_an_upload_whose_last_reply_was_lost_ends_as_already_there(
-    s3_server: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faults = [LOSE_REPLY]
-
-    def fault(line: bytes) -> bytes:
-        last = line.startswith(b"POST ") and b"uploadId=" in line
-        return faults.pop() if faults and last else FORWARD
-
-    with faulty_network(s3_server.endpoint, fault) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        store = open_store(uri)
-        assert store.write_new("x", bytes(33 * MIB)) is False
-        assert store.size("x") == 33 * MIB
-    assert faults == []
-    assert uploads(s3_server, uri) == []
-
-
-def test_an_upload_that_is_gone_is_already_there_only_if_the_object_is(
-    s3_server: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """AWS answers NoSuchUpload, where this server says 412, to a second completion."""
-
-    def fault(line: bytes) -> bytes:
-        last = line.startswith(b"POST ") and b"uploadId=" in line
-        return status(404, "NoSuchUpload") if last else FORWARD
-
-    with faulty_network(s3_server.endpoint, fault) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        bucket, prefix = place(uri)
-        store, parts = open_store(uri), S3Bucket(bucket, uri=uri)
-        text = refusal(lambda: upload_new(parts, f"{prefix}/x", 3, lambda _at, _count: b"new"))
-        assert "was aborted by someone else" in text
-        store.write("x", b"old")
-        assert upload_new(parts, f"{prefix}/x", 3, lambda _at, _count: b"new") is False
-        assert store.read("x") == b"old"
-    assert uploads(s3_server, uri) == []
-
-
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        (503, "SlowDown"),
-        (500, "InternalError"),
-        (409, "ConditionalRequestConflict"),
-        (429, "TooManyRequests"),
-        (400, "RequestTimeout"),
-    ],
-)
-def test_a_passing_failure_is_tried_again(
-    s3_server: S3Server, uri: str, code: int, error: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    faults = [status(code, error)] * 2
-
-    def fault(line: bytes) -> bytes:
-        return faults.pop() if faults and line.startswith(b"PUT ") else FORWARD
-
-    with faulty_network(s3_server.endpoint, fault) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        assert open_store(uri).write_new("x", b"1") is True
-    assert faults == []
-
-
-def test_a_range_cut_off_on_its_way_is_fetched_again(
-    s3_server: S3Server, uri: str, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = os.urandom(24 * MIB)  # three whole ranges: the cut reply fits any
-    store.write_new("x", data)
-    cut = b"HTTP/1.1 206 OK\r\nContent-Length: 8388608\r\n"
-    cut += b"Content-Range: bytes 0-8388607/25165824\r\n\r\nonly this"
-    faults = [cut, LOSE_REPLY]
-
-    def fault(line: bytes) -> bytes:
-        return faults.pop() if faults and line.startswith(b"GET ") else FORWARD
-
-    with faulty_network(s3_server.endpoint, fault) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        out = bytearray(len(data))
-        open_store(uri).read_into("x", 0, memoryview(out))
-    assert out == data
-    assert faults == []
-
-
-@pytest.mark.parametrize(
-    ("reply", "said"),
-    [
-        (status(403, "AccessDenied"), "denied access to x"),
-        (status(403, "RequestTimeTooSkewed"), "clock wrong; set the clock"),
-        (status(301, "PermanentRedirect"), "set AWS_REGION"),
-        (status(501, "NotImplemented"), "If-None-Match"),
-        (status(507, "XMinioStorageFull"), "no space left for x"),
-        (status(418, "Teapot"), "failed on x in s3://"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_lasting_failure_is_explained_at_once(
-    s3_server: S3Server, uri: str, reply: bytes, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[bytes] = []
-
-    def fault(line: bytes) -> bytes:
-        asked.append(line)
-        return reply if line.startswith(b"PUT ") else FORWARD
-
-    with faulty_network(s3_server.endpoint, fault) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        store = open_store(uri)
-        assert said in refusal(lambda: store.write_new("x", b"1"))
-    assert len([line for line in asked if line.startswith(b"PUT ")]) == 1
-
-
-def test_an_old_server_that_answers_304_means_already_there(
-    s3_server: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reply = b"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n"
-    with faulty_network(
-        s3_server.endpoint, lambda line: reply if line.startswith(b"PUT ") else FORWARD
-    ) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        assert open_store(uri).write_new("x", b"1") is False
-
-
 @pytest.mark.parametrize("failure", [StoreError("the disk went away"), KeyboardInterrupt()])
 def test_an_upload_that_fails_midway_leaves_no_parts(
     s3_server: S3Server, uri: str, store: Store, failure: BaseException
@@ -398,17 +236,3 @@ def test_a_bucket_without_a_prefix_is_a_store(s3_server: S3Server) -> None:
     store.write("a/x", b"1")
     assert [each.key for each in store.list("")] == ["a/x"]
     assert store.size("a/x") == 1
-
-
-def test_a_server_that_replaces_what_it_should_not_fails_the_probe(
-    s3_server: S3Server, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Servers that ignore If-None-Match answer 200 to the second write as well."""
-    done = b"HTTP/1.1 200 OK\r\nETag: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    with faulty_network(
-        s3_server.endpoint, lambda line: done if line.startswith(b"PUT ") else FORWARD
-    ) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        probe = open_store(uri).probe()
-    assert not probe.ok
-    assert "two workers could commit one shard" in probe.findings[0]
