@@ -2,7 +2,8 @@
 
 Layout, little-endian: 8 bytes magic, uint32 length of the header, its SHA-256, the header as
 JSON, the frames one after the other. One frame is one chunk, so a worker whose shards are cut
-differently reads just the chunks it needs. The manifest holds the header's digest, the header each frame's.
+differently reads just the chunks it needs. The manifest holds the header's digest, the header each
+frame's.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ NOT_MANIFESTS: list[Any] = [
     [],
     "manifest",
     {},
-    {"schema": "kldcloud.stage/2"},
+    {"schema": "kldcloud.stage/9"},
     {"context": "many"},
     {"context": float("inf")},
     {"context": 2**60},
