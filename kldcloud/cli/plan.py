@@ -17,7 +17,7 @@ from kldcloud.cli.launch import (
 )
 
 if TYPE_CHECKING:
-    from kldcloud.pipeline.estimate import SweepEstimate
+    from kldcloud.estimate.sweep import SweepEstimate
     from kldcloud.pipeline.progress import Progress
     from kldcloud.spec.cluster import ClusterSpec
     from kldcloud.spec.job import SweepJob
@@ -45,6 +45,6 @@ def make_estimate(
     sweep: SweepJob, where: ClusterSpec, rate: float | None, progress: Progress
 ) -> SweepEstimate:
     """The plan of a job that has been read; see `estimate_sweep`."""
-    from kldcloud.pipeline.estimate import estimate_sweep
+    from kldcloud.estimate.sweep import estimate_sweep
 
     return estimate_sweep(sweep, where, rate, progress)

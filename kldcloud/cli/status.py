@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from kldcloud.pipeline.status import Status
-    from kldcloud.pipeline.status_reader import StatusReader
     from kldcloud.report.status_text import Line
+    from kldcloud.status.reader import StatusReader
+    from kldcloud.status.status import Status
 
 LIVE_SECONDS = 3.0
 """Between two looks where a terminal is redrawn."""
@@ -45,8 +45,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how far a run is, who works on it, and what it has cost."""
-    from kldcloud.pipeline.status_reader import StatusReader
-    from kldcloud.pipeline.status_subject import find_status
+    from kldcloud.status.reader import StatusReader
+    from kldcloud.status.subject import find_status
 
     reader = StatusReader(find_status(run, store))
     if watch:
@@ -65,10 +65,10 @@ def status(
 def runs(store: Store = None, as_json: AsJson = False) -> None:
     """List the runs of a store, the newest last."""
     from kldcloud.cli.terminal import stdout_console
-    from kldcloud.pipeline.run_list import list_runs
     from kldcloud.pipeline.runs import DEFAULT_STORE
     from kldcloud.report.status_json import run_facts
     from kldcloud.report.status_text import run_lines
+    from kldcloud.status.run_list import list_runs
     from kldcloud.store import open_store
 
     kept = open_store(store or DEFAULT_STORE)

@@ -1,9 +1,10 @@
 """The dispatch loop: which worker does which shard, what is tried again, and when to give up.
 
-Two tasks are in flight a worker, so that none waits for the driver. A worker that fails is left
-alone until it answers a ping; only the task that it was running is blamed, not the one queued
-behind it. A worker that holds a shard past its deadline without moving is ended, and its shards go
-to others. Whether a task is done is asked of the store, never of a reply.
+Two tasks are in flight a worker, so that none waits for the driver; of the last tasks one, so that
+none queues while a worker is idle. A worker that fails is left alone until it answers a ping; only
+the task that it was running is blamed, not the one queued behind it. A worker that holds a shard
+past its deadline without moving is ended, and its shards go to others. Whether a task is done is
+asked of the store, never of a reply.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,9 @@ from kldcloud.pipeline.machines import Actors
 from kldcloud.pipeline.tasks import Reply, Task
 
 IN_FLIGHT = 2
+QUESTIONS_AT_ONCE = 8
+"""To the store. One after the other, at 30 ms each, they halved the speed at 64 shards a second
+(`benchmarks/scaling.py`)."""
 TICK_SECONDS = 1.0
 ASK_SECONDS = 0.3
 """Between two pings of a dead worker."""
@@ -48,6 +53,15 @@ class _Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ended:
+    """A task that its worker has let go of: with what error, and whether it is to blame."""
+
+    task: Task
+    error: KldcloudError | None
+    blamed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why a group was given up: the shard's object, the cause in one line, and its kind."""
 
@@ -63,7 +77,7 @@ class Dispatch:
     Args:
         actors: how workers are reached.
         workers: how many there are.
-        is_committed: whether the object of a key is in the store.
+        is_committed: whether the object of a key is in the store; called from several threads.
         on_commit: called once for each task whose object is there.
         is_stuck: called with a worker, its task's key and the seconds it has had for it; whether
             it hangs, in words, or None.
@@ -100,6 +114,11 @@ class Dispatch:
             EngineError: if no worker is left.
         """
         self._waiting.extend(tasks)
+        with ThreadPoolExecutor(QUESTIONS_AT_ONCE) as askers:
+            self._run(askers)
+        return dict(self._failures)
+
+    def _run(self, askers: ThreadPoolExecutor) -> None:
         while self._waiting or any(worker.running for worker in self._workers):
             for worker in self._workers:
                 self._feed(worker)
@@ -108,8 +127,11 @@ class Dispatch:
             references = [w.probe for w in self._workers if w.probe is not None]
             references += [ref for w in self._workers for ref, _ in w.running]
             if references:
-                for reference in self._actors.wait(references, TICK_SECONDS):
-                    self._settle(reference)
+                ready = self._actors.wait(references, TICK_SECONDS)
+                ended = [each for each in map(self._settle, ready) if each is not None]
+                there = askers.map(self._is_committed, [each.task.key for each in ended])
+                for each, committed in zip(ended, there, strict=True):
+                    self._judge(each, committed=committed)
             elif all(worker.gone for worker in self._workers):
                 raise EngineError(
                     f"every worker died and none came back ({self._last_death})",
@@ -117,20 +139,22 @@ class Dispatch:
                 )
             else:
                 time.sleep(ASK_SECONDS)
-        return dict(self._failures)
 
     def _feed(self, worker: _Worker) -> None:
         while (
             self._waiting
             and not worker.gone
             and worker.dead_since is None
-            and len(worker.running) < IN_FLIGHT
+            and len(worker.running) < (IN_FLIGHT if self._enough_for_all() else 1)
         ):
             task = self._next_task(worker)
             worker.engine = task.engine
             if not worker.running:
                 worker.head_since = time.monotonic()
             worker.running.append((self._actors.submit(worker.number, task), task))
+
+    def _enough_for_all(self) -> bool:
+        return len(self._waiting) > len(self._workers)
 
     def _ask_again(self, worker: _Worker) -> None:
         """Ping a worker that is dead as far as anyone knows, in case it has a successor."""
@@ -157,8 +181,8 @@ class Dispatch:
         worker.running.clear()
         self._bury(worker)
         for task in reversed(stranded):
-            error = WorkerDiedError(why)
-            self._judge(task, error, blamed=task is head)
+            ended = _Ended(task, WorkerDiedError(why), blamed=task is head)
+            self._judge(ended, committed=self._is_committed(task.key))
 
     def _next_task(self, worker: _Worker) -> Task:
         """The first waiting task for the model that the worker holds, else the first of all."""
@@ -168,17 +192,18 @@ class Dispatch:
                 return task
         return self._waiting.popleft()
 
-    def _settle(self, reference: Any) -> None:  # noqa: ANN401
+    def _settle(self, reference: Any) -> _Ended | None:  # noqa: ANN401
+        """Take note of a reply or a death; the task that it ends, if it ends one."""
         for worker in self._workers:
             if worker.probe is reference:
                 self._settle_probe(worker)
-                return
+                return None
             for index, (running, task) in enumerate(worker.running):
                 if running is reference:
                     oldest = worker.running[0][0]
                     del worker.running[index]
-                    self._settle_task(worker, reference, task, oldest)
-                    return
+                    return self._settle_task(worker, reference, task, oldest)
+        return None
 
     def _settle_probe(self, worker: _Worker) -> None:
         probe, worker.probe = worker.probe, None
@@ -190,7 +215,7 @@ class Dispatch:
             return
         worker.dead_since, worker.engine = None, None
 
-    def _settle_task(self, worker: _Worker, reference: Any, task: Task, oldest: Any) -> None:  # noqa: ANN401
+    def _settle_task(self, worker: _Worker, reference: Any, task: Task, oldest: Any) -> _Ended:  # noqa: ANN401
         error: KldcloudError | None
         try:
             reply: Reply = self._actors.get(reference)
@@ -210,11 +235,12 @@ class Dispatch:
         if not isinstance(error, WorkerDiedError):
             self._clear(worker, reference)
         blamed = reference is worker.culprit or not isinstance(error, WorkerDiedError)
-        self._judge(task, error, blamed=blamed)
+        return _Ended(task, error, blamed)
 
-    def _judge(self, task: Task, error: KldcloudError | None, *, blamed: bool) -> None:
+    def _judge(self, ended: _Ended, *, committed: bool) -> None:
         """Count a task as done, put it back, or give its group up."""
-        if self._is_committed(task.key):
+        task, error = ended.task, ended.error
+        if committed:
             # A worker may commit and die before it replies: the object is what counts.
             self._on_commit(task)
             return
@@ -222,7 +248,7 @@ class Dispatch:
             return
         if error is None:
             error = StoreError(f"{task.key}: the worker replied, the store does not have it")
-        if blamed:
+        if ended.blamed:
             self._attempts[task.key] = self._attempts.get(task.key, 0) + 1
         if _is_final(error) or self._attempts.get(task.key, 0) >= MAX_ATTEMPTS:
             self._give_up(task, error)

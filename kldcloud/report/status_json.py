@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kldcloud.pipeline.launch_status import LaunchStatus
-from kldcloud.pipeline.run_list import RunLine
-from kldcloud.pipeline.status import Status
-from kldcloud.pipeline.vitals import WorkerFinding, WorkersStatus
+from kldcloud.status.launch import LaunchStatus
+from kldcloud.status.run_list import RunLine
+from kldcloud.status.status import Status
+from kldcloud.status.vitals import WorkerFinding, WorkersStatus
 
 _YEAR_10000 = 253_402_300_800
 

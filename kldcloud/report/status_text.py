@@ -8,13 +8,13 @@ from typing import Final
 
 from rich.cells import cell_len
 
-from kldcloud.pipeline.launch_status import LaunchStatus
-from kldcloud.pipeline.run_list import RunLine
-from kldcloud.pipeline.run_progress import ResultStatus
-from kldcloud.pipeline.status import Status
-from kldcloud.pipeline.vitals import WorkerFinding, WorkersStatus, age
 from kldcloud.report.escaping import printable
 from kldcloud.report.rounding import MISSING, Measured, kld_with_error
+from kldcloud.status.launch import LaunchStatus
+from kldcloud.status.progress import ResultStatus
+from kldcloud.status.run_list import RunLine
+from kldcloud.status.status import Status
+from kldcloud.status.vitals import WorkerFinding, WorkersStatus, age
 
 _NAME_SHOWN: Final = 48
 _LINE_SHOWN: Final = 400

@@ -19,7 +19,7 @@ from kldcloud.corpus.chunks import Shard
 from kldcloud.pipeline.life import new_attempt
 from kldcloud.store import open_store
 from tests.cli.test_start import imported_by
-from tests.pipeline.kept_runs import LAUNCH, RUN, KeptRun, shards
+from tests.status.kept_runs import LAUNCH, RUN, KeptRun, shards
 
 Command = Callable[..., Said]
 

@@ -12,7 +12,7 @@ from kldcloud.pipeline.life import MAX_LIFE_BYTES, driver_key, launch_key, worke
 from kldcloud.report.status_json import status_facts
 from kldcloud.report.status_text import status_line, status_lines
 from kldcloud.store import open_store
-from tests.pipeline.kept_runs import (
+from tests.status.kept_runs import (
     LAUNCH,
     NOW,
     RUN,

@@ -9,15 +9,15 @@ from typing import Final
 
 from kldcloud.corpus.chunks import Shard
 from kldcloud.errors import FormatError
-from kldcloud.pipeline.committed import CommittedMeans
-from kldcloud.pipeline.run_files import (
+from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
+from kldcloud.status.committed import CommittedMeans
+from kldcloud.status.run_files import (
     PlanNote,
     RunFiles,
     read_plan_note,
     read_shard_chunks,
     read_stage_chunks,
 )
-from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
 from kldcloud.store.base import Store
 
 _SHARD: Final = re.compile(r"([0-9]{7,8})-([0-9]{4,8})\.shard")

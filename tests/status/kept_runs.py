@@ -19,11 +19,11 @@ from kldcloud.pipeline.life import (
     launch_key,
     worker_key,
 )
-from kldcloud.pipeline.status import Status
-from kldcloud.pipeline.status_reader import StatusReader
-from kldcloud.pipeline.status_subject import StatusSubject
 from kldcloud.report.status_text import status_lines
 from kldcloud.staging.stage import canonical_json
+from kldcloud.status.reader import StatusReader
+from kldcloud.status.status import Status
+from kldcloud.status.subject import StatusSubject
 from kldcloud.store.base import Store
 from tests.divergence.synthetic_records import ROWS, records
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kldcloud.errors import UserError
-from kldcloud.pipeline.launch_status import launches_in, newest_launch
 from kldcloud.pipeline.launches import launch_of_job
-from kldcloud.pipeline.run_files import list_run
 from kldcloud.pipeline.runs import DEFAULT_STORE, find_run
+from kldcloud.status.launch import launches_in, newest_launch
+from kldcloud.status.run_files import list_run
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
 

@@ -11,7 +11,7 @@ from kldcloud.divergence.moments import INDEX, Moments, merge_in_order
 from kldcloud.divergence.partial import PartialIdentity
 from kldcloud.divergence.partial_footer import TAIL_BYTES, footer_size, read_moments
 from kldcloud.errors import FormatError
-from kldcloud.pipeline.run_files import PartialFile
+from kldcloud.status.run_files import PartialFile
 from kldcloud.store.base import Store
 from kldcloud.store.s3_parallel import run_in_flight
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kldcloud.pipeline.launch_status import LaunchStatus
-from kldcloud.pipeline.run_progress import ResultStatus, StageStatus
-from kldcloud.pipeline.vitals import WorkersStatus
+from kldcloud.status.launch import LaunchStatus
+from kldcloud.status.progress import ResultStatus, StageStatus
+from kldcloud.status.vitals import WorkersStatus
 
 
 @dataclass(frozen=True, slots=True)

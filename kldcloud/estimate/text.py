@@ -8,7 +8,7 @@ from kldcloud.staging.choose import S3_BYTES_A_SECOND
 
 if TYPE_CHECKING:
     from kldcloud.clusters.prices import Offer
-    from kldcloud.pipeline.estimate_numbers import SweepEstimate
+    from kldcloud.estimate.numbers import SweepEstimate
 
 _MARGIN: Final = 12
 _THOUSAND: Final = 1000

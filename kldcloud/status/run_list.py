@@ -6,8 +6,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kldcloud.pipeline.committed import READS_IN_FLIGHT
-from kldcloud.pipeline.launch_status import launch_state, launches_in
 from kldcloud.pipeline.life import (
     AttemptRecord,
     DriverLife,
@@ -19,8 +17,10 @@ from kldcloud.pipeline.life import (
     read_driver,
     read_launch,
 )
-from kldcloud.pipeline.run_files import RunFiles, attempt_started, read_plan_note, runs_in
-from kldcloud.pipeline.vitals import judge, plausible
+from kldcloud.status.committed import READS_IN_FLIGHT
+from kldcloud.status.launch import launch_state, launches_in
+from kldcloud.status.run_files import RunFiles, attempt_started, read_plan_note, runs_in
+from kldcloud.status.vitals import judge, plausible
 from kldcloud.store.base import Store
 from kldcloud.store.s3_parallel import run_in_flight
 

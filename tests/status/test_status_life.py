@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from kldcloud.pipeline.status_reader import StatusReader
-from kldcloud.pipeline.status_subject import StatusSubject
-from kldcloud.pipeline.vitals import SILENT_SECONDS, STUCK_SECONDS
 from kldcloud.report.status_json import status_facts
+from kldcloud.status.reader import StatusReader
+from kldcloud.status.subject import StatusSubject
+from kldcloud.status.vitals import SILENT_SECONDS, STUCK_SECONDS
 from kldcloud.store import open_store
-from tests.pipeline.kept_runs import (
+from tests.status.kept_runs import (
     LAUNCH,
     NOW,
     RUN,

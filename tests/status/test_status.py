@@ -12,14 +12,15 @@ import pytest
 
 from kldcloud.corpus.chunks import Shard
 from kldcloud.divergence.summary import Reduction
-from kldcloud.pipeline.run_list import list_runs
-from kldcloud.pipeline.status_reader import StatusReader
-from kldcloud.pipeline.status_subject import StatusSubject
 from kldcloud.report.status_json import status_facts
 from kldcloud.report.summary_file import parse_summary
+from kldcloud.status.reader import StatusReader
+from kldcloud.status.run_list import list_runs
+from kldcloud.status.subject import StatusSubject
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
-from tests.pipeline.kept_runs import (
+from tests.pipeline.sweeps import corpus, facts, sweep
+from tests.status.kept_runs import (
     CANDIDATES,
     CHUNKS,
     LAUNCH,
@@ -30,7 +31,6 @@ from tests.pipeline.kept_runs import (
     attempt,
     shards,
 )
-from tests.pipeline.sweeps import corpus, facts, sweep
 from tests.tiny_models import tiny_pair
 
 

@@ -15,7 +15,7 @@ from kldcloud.pipeline.life import (
     read_attempt,
     read_launch,
 )
-from kldcloud.pipeline.vitals import ENDED, SILENT_SECONDS, age, judge, plausible
+from kldcloud.status.vitals import ENDED, SILENT_SECONDS, age, judge, plausible
 from kldcloud.store.base import ObjectInfo, Store
 from kldcloud.store.s3_parallel import run_in_flight
 

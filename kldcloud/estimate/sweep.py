@@ -7,15 +7,14 @@ from pathlib import Path
 
 from kldcloud.corpus.chunks import Tokens
 from kldcloud.errors import UserError
-from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
-from kldcloud.pipeline.estimate_cost import (
+from kldcloud.estimate.cost import (
     Crew,
     asked_accelerators,
     assumed_crew,
     price_of,
     start_seconds,
 )
-from kldcloud.pipeline.estimate_files import (
+from kldcloud.estimate.files import (
     at_hand,
     is_stated,
     planned_base,
@@ -24,8 +23,9 @@ from kldcloud.pipeline.estimate_files import (
     prepared_base,
     prepared_corpora,
 )
-from kldcloud.pipeline.estimate_numbers import Rate, SweepEstimate
-from kldcloud.pipeline.estimate_sizes import kld_bytes, stage_sizes, volumes
+from kldcloud.estimate.numbers import Rate, SweepEstimate
+from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
+from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
 from kldcloud.pipeline.machines import this_node
 from kldcloud.pipeline.plan import llama_options
 from kldcloud.pipeline.prepare import ModelFile, prepare_base

@@ -10,23 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sweeps import TEXT, Notes, corpus, facts
 from tiny_models import WIDTH, TinyPair, tiny_pair
 
 from kldcloud.clusters.prices import Offer
 from kldcloud.errors import FormatError, UserError
+from kldcloud.estimate.cost import Price
+from kldcloud.estimate.sweep import SweepEstimate, estimate_sweep, refuse_above
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.engine import ChunkOutput
 from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.llama_engine import tokenize
 from kldcloud.models.quantize import quantized
-from kldcloud.pipeline.estimate import SweepEstimate, estimate_sweep, refuse_above
-from kldcloud.pipeline.estimate_cost import Price
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
 from kldcloud.staging.encodings import HiddenEncoding, StageShape
 from kldcloud.staging.head import read_head
 from kldcloud.staging.kld_file import KldHeader, KldWriter
+from tests.pipeline.sweeps import TEXT, Notes, corpus, facts
 
 HOME = ClusterSpec(workers=2, threads_per_worker=1)
 RENTED = ClusterSpec(

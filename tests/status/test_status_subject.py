@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from kldcloud.errors import UserError
-from kldcloud.pipeline.run_list import list_runs
-from kldcloud.pipeline.status_subject import find_status
 from kldcloud.report.status_text import run_lines
+from kldcloud.status.run_list import list_runs
+from kldcloud.status.subject import find_status
 from kldcloud.store import open_store
-from tests.pipeline.kept_runs import (
+from tests.status.kept_runs import (
     LAUNCH,
     NOW,
     RUN,

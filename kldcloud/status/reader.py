@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from kldcloud.pipeline.committed import READS_IN_FLIGHT
-from kldcloud.pipeline.launch_status import LaunchStatus, launch_state, launch_status
 from kldcloud.pipeline.life import (
     AttemptRecord,
     DriverLife,
@@ -20,11 +18,13 @@ from kldcloud.pipeline.life import (
     read_driver,
     read_worker,
 )
-from kldcloud.pipeline.run_files import RunFiles, attempt_started, list_run
-from kldcloud.pipeline.run_progress import ProgressReader, RunProgress
-from kldcloud.pipeline.status import Status
-from kldcloud.pipeline.status_subject import StatusSubject
-from kldcloud.pipeline.vitals import (
+from kldcloud.status.committed import READS_IN_FLIGHT
+from kldcloud.status.launch import LaunchStatus, launch_state, launch_status
+from kldcloud.status.progress import ProgressReader, RunProgress
+from kldcloud.status.run_files import RunFiles, attempt_started, list_run
+from kldcloud.status.status import Status
+from kldcloud.status.subject import StatusSubject
+from kldcloud.status.vitals import (
     WORKING,
     chunks_a_second,
     is_working,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from kldcloud.pipeline.estimate_files import PlannedBase, PlannedCorpus, PlannedModel
+from kldcloud.estimate.files import PlannedBase, PlannedCorpus, PlannedModel
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE
 from kldcloud.spec.job import SweepJob
 from kldcloud.staging.choose import COMPRESSION, choose_for_shape, encoding_costs

@@ -6,10 +6,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from kldcloud.pipeline.estimate_cost import Crew, Price
-from kldcloud.pipeline.estimate_files import PlannedBase, PlannedCorpus, PlannedModel
-from kldcloud.pipeline.estimate_sizes import StageSize, Volumes
-from kldcloud.pipeline.estimate_text import machine_words, to_text
+from kldcloud.estimate.cost import Crew, Price
+from kldcloud.estimate.files import PlannedBase, PlannedCorpus, PlannedModel
+from kldcloud.estimate.sizes import StageSize, Volumes
+from kldcloud.estimate.text import machine_words, to_text
 
 if TYPE_CHECKING:
     from kldcloud.clusters.prices import Offer
