@@ -103,13 +103,11 @@ def show_outcome(outcome: SweepOutcome, *, as_json: bool) -> None:
     """
     _show(outcome.summary, as_json=as_json)
     if outcome.failures:
-        from kldcloud.errors import PartialFailureError
+        from kldcloud.clusters.node import partial_failure
 
-        failed = "; ".join(
-            f"{failure.group} failed at {failure.key}: {failure.cause}"
-            for failure in outcome.failures.values()
-        )
-        raise PartialFailureError(failed, hint="the same command tries just these again")
+        failed = partial_failure(outcome)
+        assert failed is not None  # noqa: S101 - there are failures
+        raise failed
 
 
 def overrides(settings: list[str] | None, cluster: str | None, store: str | None) -> list[str]:
@@ -135,8 +133,8 @@ def _launch_remote(
 ) -> None:
     from kldcloud.cli.plan import make_estimate
     from kldcloud.clusters import remote
-    from kldcloud.pipeline.estimate import refuse_above, refuse_without_access
-    from kldcloud.pipeline.runs import find_run, read_summary
+    from kldcloud.estimate.sweep import refuse_above, refuse_without_access
+    from kldcloud.pipeline.runs import FoundRun, read_summary
     from kldcloud.spec.cluster import cluster_name
 
     name = cluster_name(sweep.cluster)
@@ -162,15 +160,20 @@ def _launch_remote(
         typer.echo(launch_name)
         return
     try:
-        run = remote.finish(started, kept, progress)
+        code = remote.follow(started)
     except KeyboardInterrupt:
         progress.note(
             f"the job goes on without this terminal; kldcloud logs {launch_name} {come_back} "
             f"comes back to it, kldcloud cancel {launch_name} {come_back} ends it"
         )
         raise typer.Exit(0) from None
-    _show(read_summary(find_run(run, kept.uri)), as_json=as_json)
-    progress.note(f"run {run}; kldcloud report {run} {come_back} --format md|csv|json|llama")
+    ended = remote.finish(started, code, kept, progress)
+    _show(read_summary(FoundRun(ended.run, kept)), as_json=as_json)
+    if ended.failed is not None:
+        raise ended.failed
+    progress.note(
+        f"run {ended.run}; kldcloud report {ended.run} {come_back} --format md|csv|json|llama"
+    )
 
 
 def _ask() -> None:

@@ -27,10 +27,11 @@ def logs(
     store: LaunchStore = None,
 ) -> None:
     """Show what the machines of a launch print, until the job ends; Ctrl-C leaves it running."""
-    from kldcloud.clusters import remote, skypilot
+    from kldcloud.clusters import skypilot
+    from kldcloud.clusters.known_launches import find_launch
     from kldcloud.errors import EngineError
 
-    record, kept = remote.find_launch(launch, store)
+    record, kept = find_launch(launch, store)
     job = _job_of(record)
     try:
         code = skypilot.follow(job, skypilot.LogTee())
@@ -54,8 +55,9 @@ def cancel(
     """End the job of a launch and give its machines back; what is committed stays."""
     from kldcloud.cli.terminal import TerminalProgress
     from kldcloud.clusters import remote, skypilot
+    from kldcloud.clusters.known_launches import find_launch
 
-    record, kept = remote.find_launch(launch, store)
+    record, kept = find_launch(launch, store)
     job = skypilot.find_job(record.launch, managed=record.managed, active=True)
     if job is not None:
         skypilot.cancel(job)
@@ -75,21 +77,24 @@ def down(
     """Give machines back, whatever they are doing."""
     from kldcloud.cli.terminal import TerminalProgress
     from kldcloud.clusters import remote, skypilot
+    from kldcloud.clusters.known_launches import find_launch
     from kldcloud.errors import UserError
 
     if all_ == (launch is not None):
         raise UserError("name one launch, or give --all", hint="kldcloud runs shows what there is")
     if launch is not None:
-        record, kept = remote.find_launch(launch, store)
+        record, kept = find_launch(launch, store)
         remote.give_back(record, kept, TerminalProgress())
         typer.echo(f"{record.launch}: down")
         return
     names = skypilot.our_clusters()
     for name in names:
         skypilot.down(name, managed=False)
+        remote.note_down(name)
         typer.echo(f"{name}: down")
     for job in skypilot.our_managed_jobs():
         skypilot.cancel(job)
+        remote.note_down(job.name)
         typer.echo(f"{job.name}: down")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from kldcloud.clusters.ray_nodes import RayNodes, join, place_from
 from kldcloud.clusters.sealed import unseal
-from kldcloud.errors import KldcloudError, UserError
+from kldcloud.errors import KldcloudError, PartialFailureError
 from kldcloud.pipeline.launches import LaunchOrder, read_order
 from kldcloud.pipeline.life import AttemptRecord, attempt_key, new_attempt, read_attempt
 from kldcloud.pipeline.progress import Progress
@@ -24,6 +24,11 @@ from kldcloud.store.base import Store
 
 OUT_OF_TIME: Final = 124
 """Exit code of a launch whose time is used up, as of timeout(1)."""
+MORE_TIME: Final = (
+    "raise max_duration in the cluster file, or --max-cost, and launch again to go on"
+)
+TRY_AGAIN: Final = "the same command tries just these again"
+_LONGEST_ERROR: Final = 4000
 
 
 def run_node(folder: Path, progress: Progress) -> SweepOutcome | int:
@@ -46,6 +51,8 @@ def run_node(folder: Path, progress: Progress) -> SweepOutcome | int:
     order, job = read_order(folder)
     store = open_store(order.store)
     with _attempt(store, order) as (record, pulse), RayNodes(place) as machines:
+        count = len(place.addresses)
+        progress.note(f"attempt {record.attempt} on {count} machine{'s' if count > 1 else ''}")
         launched = Launched(
             launch=order.launch,
             attempt=record.attempt,
@@ -53,39 +60,25 @@ def run_node(folder: Path, progress: Progress) -> SweepOutcome | int:
             allow_mixed=order.allow_mixed,
             on_run=lambda run: pulse.change(run=run, state="running", label=""),
         )
-        return run_sweep(job, order.cluster, store, progress, machines, launched)
+        outcome = run_sweep(job, order.cluster, store, progress, machines, launched)
+        failed = partial_failure(outcome)
+        if failed is not None:
+            pulse.change(error=failed.message[:_LONGEST_ERROR], exit_code=failed.exit_code)
+        return outcome
 
 
-@contextlib.contextmanager
-def _attempt(store: Store, order: LaunchOrder) -> Iterator[tuple[AttemptRecord, RecordPulse[Any]]]:
-    """One attempt's record in the store, and a watchdog over the time of all attempts."""
-    left = order.seconds - _seconds_used(store, order.launch)
-    if left <= 0:
-        raise UserError(
-            f"launch {order.launch} has used up its {order.seconds:.0f} s of machines",
-            hint="raise max_duration in the cluster file, or --max-cost, and launch again",
-        )
-    attempt = new_attempt()
-    first = AttemptRecord(attempt, started=time.time(), state="preparing")
-    with RecordPulse(store, attempt_key(order.launch, attempt), first) as pulse:
-        watchdog = threading.Timer(left, _out_of_time, (pulse, order))
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            yield first, pulse
-        except KldcloudError as error:
-            pulse.change(state="failed", error=str(error))
-            raise
-        except BaseException as error:
-            pulse.change(state="stopped", error=type(error).__name__)
-            raise
-        else:
-            pulse.change(state="finished")
-        finally:
-            watchdog.cancel()
+def partial_failure(outcome: SweepOutcome) -> PartialFailureError | None:
+    """Which candidates of a run failed, and why; None if all are there."""
+    if not outcome.failures:
+        return None
+    failed = "; ".join(
+        f"{failure.group} failed at {failure.key}: {failure.cause}"
+        for failure in outcome.failures.values()
+    )
+    return PartialFailureError(failed, hint=TRY_AGAIN)
 
 
-def _seconds_used(store: Store, launch: str) -> float:
+def seconds_used(store: Store, launch: str) -> float:
     """Of machines, by earlier attempts, as far as their heartbeats tell."""
     used = 0.0
     for info in store.list(f"launches/{launch}/attempts/"):
@@ -95,14 +88,38 @@ def _seconds_used(store: Store, launch: str) -> float:
     return used
 
 
+@contextlib.contextmanager
+def _attempt(store: Store, order: LaunchOrder) -> Iterator[tuple[AttemptRecord, RecordPulse[Any]]]:
+    """One attempt's record in the store, and a watchdog over the time of all attempts."""
+    left = order.seconds - seconds_used(store, order.launch)
+    attempt = new_attempt()
+    first = AttemptRecord(attempt, started=time.time(), state="preparing")
+    with RecordPulse(store, attempt_key(order.launch, attempt), first) as pulse:
+        if left <= 0:
+            _out_of_time(pulse, order)
+        watchdog = threading.Timer(left, _out_of_time, (pulse, order))
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield first, pulse
+        except KldcloudError as error:
+            text = str(error)[:_LONGEST_ERROR]
+            pulse.change(state="failed", error=text, exit_code=error.exit_code)
+            raise
+        except BaseException as error:
+            pulse.change(state="stopped", error=type(error).__name__, exit_code=1)
+            raise
+        else:
+            pulse.change(state="finished")
+        finally:
+            watchdog.cancel()
+
+
 def _out_of_time(pulse: RecordPulse[Any], order: LaunchOrder) -> None:
     """End the process: what is committed stays, and the machines go with the job."""
-    sys.stderr.write(
-        f"kldcloud: the {order.seconds:.0f} s of this launch are over; "
-        "raise max_duration or --max-cost, and launch again to go on\n"
-    )
+    sys.stderr.write(f"kldcloud: the {order.seconds:.0f} s of this launch are over; {MORE_TIME}\n")
     sys.stderr.flush()
-    pulse.change(state="out-of-time", error="out of time")
+    pulse.change(state="out-of-time", error="out of time", exit_code=OUT_OF_TIME)
     with contextlib.suppress(Exception):
         pulse.end()
     os._exit(OUT_OF_TIME)

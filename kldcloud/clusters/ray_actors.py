@@ -76,7 +76,9 @@ class RayActors:
         return found
 
     def wait(self, references: Sequence[Any], timeout: float) -> Sequence[Any]:
-        ready, _ = self._ray.wait(list(references), num_returns=1, timeout=timeout)
+        ready, others = self._ray.wait(list(references), num_returns=1, timeout=timeout)
+        if ready and others:
+            ready += self._ray.wait(others, num_returns=len(others), timeout=0)[0]
         return list(ready)
 
     def get(self, reference: Any) -> Any:  # noqa: ANN401

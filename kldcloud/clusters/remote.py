@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import secrets
 import shutil
 import time
@@ -11,26 +13,32 @@ from pathlib import Path
 from typing import Final
 
 from kldcloud.clusters import skypilot
+from kldcloud.clusters.known_launches import attempts_of, is_complete, last_attempt
+from kldcloud.clusters.node import MORE_TIME, TRY_AGAIN, seconds_used
 from kldcloud.clusters.sealed import seal
 from kldcloud.clusters.sky_task import RAY_TOKEN, LaunchFolder, secrets_of, task_config
 from kldcloud.clusters.skypilot import LogTee, SkyJob
 from kldcloud.clusters.wheel import build_wheel
-from kldcloud.errors import EngineError, KldcloudError, SpecError, UserError
+from kldcloud.errors import (
+    EngineError,
+    KldcloudError,
+    PartialFailureError,
+    SpecError,
+    UserError,
+)
 from kldcloud.models.cache import cache_dir
+from kldcloud.models.digests import model_sha256
 from kldcloud.pipeline.launches import (
+    LAUNCH_FILE,
     LaunchOrder,
     job_digest,
     launch_id,
-    launch_of_job,
-    read_launches,
     ship,
     write_order,
 )
 from kldcloud.pipeline.life import (
-    AttemptRecord,
     LaunchRecord,
     launch_key,
-    read_attempt,
     read_launch,
 )
 from kldcloud.pipeline.progress import Progress
@@ -40,6 +48,9 @@ from kldcloud.store import check_usable, open_store
 from kldcloud.store.base import Store
 
 _MINUTE: Final = 60
+_AGAIN_SECONDS: Final = 10.0
+_SHOWN_LINES: Final = 3
+_SET_UP: Final = re.compile(r"\(setup[^)]*\) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +72,39 @@ class RemoteLaunch:
 
     Attributes:
         record: what the store says of it.
-        job: SkyPilot's.
+        job: SkyPilot's; None if there is nothing left to do.
+        before: attempts that were over when it began.
     """
 
     record: LaunchRecord
-    job: SkyJob
+    job: SkyJob | None
+    before: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A job's log that came to its end.
+
+    Attributes:
+        code: of the job; 0 if it succeeded.
+        last: lines of the log.
+    """
+
+    code: int
+    last: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A launch that came to its end.
+
+    Attributes:
+        run: its id.
+        failed: which candidates are missing from it; None if all are there.
+    """
+
+    run: str
+    failed: PartialFailureError | None
 
 
 def check_store(store: Store, cluster_name: str) -> None:
@@ -115,19 +154,33 @@ def start(
         if under_way is not None:
             progress.note(f"launch {launch} is under way already")
             return RemoteLaunch(known, under_way)
+    order = LaunchOrder(launch, store.uri, cluster, shipped, seconds, allow_mixed)
+    folder = _folder(order, job)
+    wheel = model_sha256(folder.path / folder.wheel)
+    last = last_attempt(store, launch)
+    if known is not None and known.wheel == wheel and is_complete(store, last):
+        shutil.rmtree(folder.path, ignore_errors=True)
+        if not known.down:
+            give_back(known, store, progress)
+        return RemoteLaunch(known, None)
+    used = seconds_used(store, launch)
+    if used >= seconds:
+        raise UserError(
+            f"launch {launch} has used up its {seconds:.0f} s of machines", hint=MORE_TIME
+        )
     record = LaunchRecord(
         launch,
         cluster=cluster_name,
-        managed=cluster.spot,
+        managed=cluster.managed_job,
         nodes=cluster.nodes,
         machine=machine.words,
         hourly=machine.hourly,
         launched=time.time(),
         max_duration=seconds,
         job=job_digest(job),
+        wheel=wheel,
     )
-    order = LaunchOrder(launch, store.uri, cluster, shipped, seconds, allow_mixed)
-    folder = _folder(order, job)
+    before = frozenset(attempts_of(store, launch))
     values[RAY_TOKEN] = secrets.token_hex(32)
     config = task_config(launch, cluster, folder, seal(values, folder.path))
     _write_record(store, record)
@@ -140,30 +193,57 @@ def start(
         # Machines may be up, and nothing on them yet that would ever take them down.
         give_back(record, store, progress)
         raise
-    return RemoteLaunch(record, sky_job)
+    return RemoteLaunch(record, sky_job, before)
 
 
-def finish(launch: RemoteLaunch, store: Store, progress: Progress) -> str:
-    """Follow a launch to its end, give its machines back, and return the id of its run.
+def follow(launch: RemoteLaunch) -> Followed:
+    """Show a launch's log to its end.
 
     Raises:
-        KldcloudError: what the driver said when it failed; the machines are gone all the same.
         KeyboardInterrupt: passes through: the job goes on.
     """
     log = LogTee()
-    code = skypilot.follow(launch.job, log)
+    if launch.job is None:
+        return Followed(skypilot.SUCCEEDED, ())
+    while (code := skypilot.follow(launch.job, log)) != skypilot.SUCCEEDED:
+        if _under_way(launch.record) is None:
+            break
+        # The connection broke, not the job, whose machines must not be taken from it.
+        time.sleep(_AGAIN_SECONDS)
+    return Followed(code, tuple(log.last))
+
+
+def finish(launch: RemoteLaunch, followed: Followed, store: Store, progress: Progress) -> Ended:
+    """Give a launch's machines back, for its job has ended, and find out how.
+
+    Raises:
+        KldcloudError: what the driver said when it failed; the machines are gone all the same.
+    """
     attempt = last_attempt(store, launch.record.launch)
+    if launch.job is None and attempt is not None:
+        progress.note(f"run {attempt.run} is complete already")
+        return Ended(attempt.run, None)
     give_back(launch.record, store, progress)
-    if code == skypilot.SUCCEEDED and attempt is not None and attempt.run:
-        return attempt.run
-    if attempt is None or attempt.started < launch.record.launched:
-        said = " | ".join(list(log.last)[-3:]) or "it said nothing"
+    if attempt is None or attempt.attempt in launch.before:
+        # Around what a set-up says, SkyPilot and Slurm tell at length that it ended.
+        said = [line for line in followed.last if _SET_UP.match(line)] or followed.last
+        words = [_SET_UP.sub("", line) for line in said[-_SHOWN_LINES:]]
         raise EngineError(
-            f"the machines did not get as far as the job: {said}",
-            hint="mend what it says in the cluster file's setup, and launch again",
+            f"the machines did not get as far as the job: {' | '.join(words) or 'in silence'}",
+            hint="mend what that says, such as the cluster file's setup, and launch again",
         )
+    if attempt.run and (followed.code == skypilot.SUCCEEDED or attempt.state == "finished"):
+        failed = PartialFailureError(attempt.error, hint=TRY_AGAIN) if attempt.error else None
+        return Ended(attempt.run, failed)
+    if attempt.state == "out-of-time":
+        raise EngineError(
+            f"the {launch.record.max_duration:.0f} s of {launch.record.launch} are over",
+            hint=MORE_TIME,
+        )
+    if attempt.exit_code == UserError.exit_code:
+        raise UserError(f"on its machines: {attempt.error}")
     raise EngineError(
-        f"the job failed on the machines ({attempt.state}): {attempt.error or 'without a word'}",
+        f"the job failed on its machines: {attempt.error or 'the driver died without a word'}",
         hint="the same command goes on from what is committed",
     )
 
@@ -172,61 +252,32 @@ def give_back(record: LaunchRecord, store: Store, progress: Progress) -> None:
     """Give a launch's machines back and note it; a failure is a warning that says what to do."""
     try:
         skypilot.down(record.launch, managed=record.managed)
-    except KldcloudError as error:
+    except (KldcloudError, KeyboardInterrupt) as error:
+        why = error.message if isinstance(error, KldcloudError) else "stopped"
         progress.warn(
-            f"machines of {record.launch} may still be up: {error.message}; "
-            f"kldcloud down {record.launch} tries again"
+            f"machines of {record.launch} may still be up: {why}; "
+            f"kldcloud down {record.launch} --store {store.uri} tries again"
         )
+        if isinstance(error, KeyboardInterrupt):
+            raise
         return
+    _note_down(record, store)
+
+
+def note_down(launch: str) -> None:
+    """Note that a launch's machines are gone, where this computer knows the store that asks."""
+    with contextlib.suppress(KldcloudError, OSError, ValueError, KeyError, TypeError):
+        facts = json.loads((_folder_of(launch) / LAUNCH_FILE).read_bytes())
+        store = open_store(str(facts["store"]))
+        record = read_launch(store, launch_key(launch))
+        if record is not None:
+            _note_down(record, store)
+
+
+def _note_down(record: LaunchRecord, store: Store) -> None:
     _write_record(store, replace(record, down=time.time()))
-
-
-def last_attempt(store: Store, launch: str) -> AttemptRecord | None:
-    """The latest time that machines ran a launch."""
-    keys = [info.key for info in store.list(f"launches/{launch}/attempts/")]
-    return read_attempt(store, keys[-1]) if keys else None
-
-
-def find_launch(name: str, store: str | None) -> tuple[LaunchRecord, Store]:
-    """The launch that a person means, and the store that has it.
-
-    Args:
-        name: its id, a prefix of it, its run's id, a job file, or `latest`.
-        store: where to look; a job file names its own.
-
-    Raises:
-        UserError: there is none, or there are several.
-    """
-    if name.endswith((".yaml", ".yml")):
-        found_by_job = launch_of_job(Path(name), store)
-        if found_by_job is None:
-            raise UserError(f"{name} has not been launched on other machines")
-        return found_by_job
-    if store is None:
-        raise UserError(
-            "which store does the launch write to?",
-            hint="name its job file instead, or add --store s3://bucket/prefix",
-        )
-    kept = open_store(store)
-    records = read_launches(kept)
-    if name == "latest":
-        found = records[-1:]
-    else:
-        found = [each for each in records if each.launch == name]
-        found = found or [each for each in records if each.launch.startswith(name)]
-        found = found or [each for each in records if _runs(kept, each, name)]
-    if len(found) > 1:
-        names = ", ".join(each.launch for each in found[:5])
-        raise UserError(f"{name} could be any of {names}", hint="give more of its id")
-    if not found:
-        names = ", ".join(each.launch for each in records[-3:]) or "none"
-        raise UserError(f"no launch {name} in {kept.uri}", hint=f"it has {names}")
-    return found[0], kept
-
-
-def _runs(store: Store, record: LaunchRecord, run: str) -> bool:
-    attempt = last_attempt(store, record.launch)
-    return attempt is not None and attempt.run != "" and attempt.run.startswith(run)
+    # Nobody reads it again, and the key in it opened what SkyPilot still has of the secrets.
+    shutil.rmtree(_folder_of(record.launch), ignore_errors=True)
 
 
 def _under_way(record: LaunchRecord) -> SkyJob | None:
@@ -238,9 +289,13 @@ def _write_record(store: Store, record: LaunchRecord) -> None:
     store.write(launch_key(record.launch), json.dumps(asdict(record)).encode())
 
 
+def _folder_of(launch: str) -> Path:
+    return cache_dir() / "launches" / launch
+
+
 def _folder(order: LaunchOrder, job: SweepJob) -> LaunchFolder:
     """The folder that travels, made anew: SkyPilot may read it again when it recovers a job."""
-    path = cache_dir() / "launches" / order.launch
+    path = _folder_of(order.launch)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True, mode=0o700)
     wheel = build_wheel(path)

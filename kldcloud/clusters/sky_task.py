@@ -25,10 +25,20 @@ FORWARDED: Final = (
 )
 """Settings without secrets that the machines need to find the same store; sent if they are set."""
 
+# On Slurm, SkyPilot gives each of its clusters a home of its own and removes it with the cluster:
+# an environment there would be compiled again for every launch. The account's own home may be
+# shared by machines of several kinds, and the engine is compiled for one.
+_ENVIRONMENT: Final = """\
+home="$(getent passwd "$(id -u)" | cut -d: -f6)"
+[ -w "$home" ] || home="$HOME"
+home="$home/.kldcloud"
+kind="$(uname -m) $(grep -m1 '^model name' /proc/cpuinfo || true)"
+[ ! -e /proc/driver/nvidia/version ] || kind="$kind nvidia"
+environment="$home/env-{digest}-$(printf %s "$kind" | sha256sum | cut -c1-8)"
+"""
+
 # SkyPilot's images may have an older Python only; uv, which SkyPilot itself puts there, brings one.
 _SETUP: Final = """\
-home="$HOME/.kldcloud"
-environment="$home/env-{digest}"
 mkdir -p "$home"
 exec 9>"$environment.lock"
 flock 9
@@ -55,9 +65,13 @@ if [ ! -f "$environment/.ready" ]; then
   fi
   CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)" "$environment/bin/python" -m pip install --quiet \\
     --disable-pip-version-check "kldcloud[{extras}] @ file://$PWD/{wheel}"
-  touch "$environment/.ready"
 fi
+touch "$environment/.ready"
+find "$home" -mindepth 2 -maxdepth 2 -name .ready -mtime +{days} -printf '%h\\0' |
+  xargs -0 -r rm -rf
 """
+_UNUSED_DAYS: Final = 30
+"""An environment that nothing was launched in for so long is removed: each has a gigabyte."""
 
 _CMAKE: Final = (
     "-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF"
@@ -99,8 +113,13 @@ def task_config(
     setup = "set -e\n"
     if cluster.setup:
         setup += cluster.setup.rstrip() + "\n"
+    environment = _ENVIRONMENT.format(digest=digest)
+    setup += environment
     setup += _SETUP.format(
-        digest=digest, wheel=shlex.quote(folder.wheel), extras=extras, cmake=_CMAKE
+        wheel=shlex.quote(folder.wheel),
+        extras=extras,
+        cmake=_CMAKE,
+        days=_UNUSED_DAYS,
     )
     return {
         "name": name,
@@ -110,7 +129,7 @@ def task_config(
         "envs": {**_forwarded(), **cluster.envs, VARIABLE: sealed},
         "setup": setup,
         # exec: SkyPilot's signals and exit codes are the driver's own.
-        "run": f'exec "$HOME/.kldcloud/env-{digest}/bin/python" -m kldcloud.cli.main node .\n',
+        "run": f'{environment}exec "$environment/bin/python" -m kldcloud.cli.main node .\n',
     }
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,8 @@ PREFIX: Final = "kld-"
 """Of all our clusters' and managed jobs' names."""
 SUCCEEDED: Final = 0
 _KEPT_LINES: Final = 20
+_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class SkyJob:
 
 
 class LogTee(io.TextIOBase):
-    """A job's log on stderr, its last lines kept."""
+    """A job's log on stderr, in colours where that is a terminal; its last lines kept, without."""
 
     def __init__(self) -> None:
         self.last: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -49,9 +53,10 @@ class LogTee(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        sys.stderr.write(text)
-        *lines, self._line = (self._line + text).split("\n")
-        self.last.extend(line for line in lines if line.strip())
+        plain = _COLOUR.sub("", text)
+        sys.stderr.write(text if sys.stderr.isatty() else plain)
+        *lines, self._line = (self._line + plain).split("\n")
+        self.last.extend(line.strip() for line in lines if line.strip())
         return len(text)
 
     def flush(self) -> None:
@@ -118,7 +123,11 @@ def find_job(name: str, *, managed: bool, active: bool = False) -> SkyJob | None
         else:
             if name not in _clusters(sky):
                 return None
-            records = sky.get(sky.queue(name, skip_finished=active))
+            try:
+                records = sky.get(sky.queue(name, skip_finished=active))
+            except (sky.exceptions.ClusterNotUpError, sky.exceptions.ClusterDoesNotExist):
+                # It was taken away, or went down by itself: SkyPilot only now finds out.
+                return None
         numbers = [int(_field(record, "job_id")) for record in records]
         return SkyJob(name, managed, max(numbers)) if numbers else None
 
@@ -181,7 +190,7 @@ def _no_autostop(task: Any) -> bool:  # noqa: ANN401 - SkyPilot's class
 
 @contextlib.contextmanager
 def _sky() -> Iterator[Any]:
-    """The library, its errors as lines of ours.
+    """The library, its errors as lines of ours, and all that it prints on stderr.
 
     Raises:
         UserError: SkyPilot is missing, has no access, or no machine.
@@ -193,8 +202,13 @@ def _sky() -> Iterator[Any]:
         from sky import exceptions
     except ImportError:
         raise UserError("SkyPilot is not installed", hint="pip install 'kldcloud[sky]'") from None
+    # It prints where results go, and its logger holds on to the stdout that it was imported with.
+    for handler in logging.getLogger("sky").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
     try:
-        yield sky
+        with contextlib.redirect_stdout(sys.stderr), _without_keys():
+            yield sky
     except exceptions.ResourcesUnavailableError as error:
         raise EngineError(
             f"no machine could be had: {_line(error)}",
@@ -202,7 +216,8 @@ def _sky() -> Iterator[Any]:
         ) from error
     except exceptions.NoCloudAccessError as error:
         raise UserError(
-            f"SkyPilot has no access to a cloud: {_line(error)}", hint="run sky check"
+            f"SkyPilot has no access to a cloud: {_line(error)}",
+            hint="run sky check",
         ) from error
     except exceptions.ApiServerConnectionError as error:
         raise EngineError(
@@ -214,6 +229,24 @@ def _sky() -> Iterator[Any]:
         raise UserError(f"SkyPilot refuses: {_line(error)}") from error
     except (exceptions.CommandError, exceptions.ClusterDoesNotExist, RuntimeError) as error:
         raise EngineError(f"SkyPilot: {_line(error)}", hint="run sky status") from error
+
+
+@contextlib.contextmanager
+def _without_keys() -> Iterator[None]:
+    """Keep a store's keys from SkyPilot, unless it rents from AWS and may need them itself.
+
+    Its server writes what it finds of them, in requests or when it starts, into a file.
+    """
+    from sky import global_user_state
+    from sky.clouds.cloud import CloudCapability
+
+    rents = global_user_state.get_cached_enabled_clouds(CloudCapability.COMPUTE, "default")
+    hidden = () if any(str(cloud) == "AWS" for cloud in rents) else _KEYS
+    kept = {name: os.environ.pop(name) for name in hidden if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from kldcloud.pipeline.machines import Actors
 from kldcloud.pipeline.tasks import Reply, Task
 
 IN_FLIGHT = 2
-QUESTIONS_AT_ONCE = 8
+QUESTIONS_AT_ONCE = 16
 """To the store. One after the other, at 30 ms each, they halved the speed at 64 shards a second
 (`benchmarks/scaling.py`)."""
 TICK_SECONDS = 1.0
@@ -30,8 +30,8 @@ ASK_SECONDS = 0.3
 MAX_ATTEMPTS = 3
 """Failures of one shard, each with a worker that lives, before its group is given up."""
 REVIVAL_SECONDS = 8.0
-"""How long a dead worker is asked again before it counts as gone for good: Ray takes a second to
-start its successor. Machines that restart need longer: whoever lends them says so."""
+"""How long every worker may be dead before none is expected back: Ray takes a second to start a
+successor. Machines that restart need longer: whoever lends them says so."""
 
 
 class WorkerDiedError(KldcloudError):
@@ -49,7 +49,6 @@ class _Worker:
     dead_since: float | None = None
     ask_at: float = 0.0
     head_since: float = 0.0
-    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class Dispatch:
         on_commit: called once for each task whose object is there.
         is_stuck: called with a worker, its task's key and the seconds it has had for it; whether
             it hangs, in words, or None.
-        revival: seconds in which a dead worker may come back.
+        revival: seconds in which one of them must come back when all are dead.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Dispatch:
             The failure of each group that was given up.
 
         Raises:
-            EngineError: if no worker is left.
+            EngineError: if every worker is dead and none comes back.
         """
         self._waiting.extend(tasks)
         with ThreadPoolExecutor(QUESTIONS_AT_ONCE) as askers:
@@ -126,24 +125,25 @@ class Dispatch:
                 self._end_if_stuck(worker)
             references = [w.probe for w in self._workers if w.probe is not None]
             references += [ref for w in self._workers for ref, _ in w.running]
-            if references:
-                ready = self._actors.wait(references, TICK_SECONDS)
-                ended = [each for each in map(self._settle, ready) if each is not None]
-                there = askers.map(self._is_committed, [each.task.key for each in ended])
-                for each, committed in zip(ended, there, strict=True):
-                    self._judge(each, committed=committed)
-            elif all(worker.gone for worker in self._workers):
+            if self._all_lost():
                 raise EngineError(
                     f"every worker died and none came back ({self._last_death})",
                     hint="look for out-of-memory kills; try fewer workers",
                 )
+            if references:
+                ready = self._actors.wait(references, TICK_SECONDS)
+                ended = [each for each in map(self._settle, ready) if each is not None]
+                for worker in self._workers:
+                    self._feed(worker)  # first: a store that answers slowly keeps nobody waiting
+                there = askers.map(self._is_committed, [each.task.key for each in ended])
+                for each, committed in zip(ended, there, strict=True):
+                    self._judge(each, committed=committed)
             else:
                 time.sleep(ASK_SECONDS)
 
     def _feed(self, worker: _Worker) -> None:
         while (
             self._waiting
-            and not worker.gone
             and worker.dead_since is None
             and len(worker.running) < (IN_FLIGHT if self._enough_for_all() else 1)
         ):
@@ -158,13 +158,20 @@ class Dispatch:
 
     def _ask_again(self, worker: _Worker) -> None:
         """Ping a worker that is dead as far as anyone knows, in case it has a successor."""
-        if worker.dead_since is None or worker.gone:
-            return
-        now = time.monotonic()
-        if worker.probe is None and now >= worker.ask_at:
+        if (
+            worker.dead_since is not None
+            and worker.probe is None
+            and time.monotonic() >= worker.ask_at
+        ):
             worker.probe = self._actors.ping(worker.number)
-        elif now - worker.dead_since > self._revival:
-            worker.gone, worker.probe = True, None
+
+    def _all_lost(self) -> bool:
+        """Whether all are dead for too long. While one lives, a slow successor is waited for."""
+        latest = time.monotonic() - self._revival
+        return all(
+            worker.dead_since is not None and worker.dead_since < latest and not worker.running
+            for worker in self._workers
+        )
 
     def _end_if_stuck(self, worker: _Worker) -> None:
         """End a worker that hangs; its shards go elsewhere now, not once its end is known."""
@@ -222,7 +229,7 @@ class Dispatch:
             error = reply.error
         except WorkerDiedError as died:
             error = died
-            if worker.dead_since is None and not worker.gone:
+            if worker.dead_since is None:
                 # Of what it had in flight, the oldest task was running.
                 worker.culprit, worker.spared = oldest, None
                 self._bury(worker)

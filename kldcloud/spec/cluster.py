@@ -11,7 +11,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kldcloud.errors import SpecError
 from kldcloud.spec.engine import EngineOptions
-from kldcloud.spec.fields import ByteCount, Duration, SpecModel, Whole, WorkerCount, refused
+from kldcloud.spec.fields import (
+    ByteCount,
+    Duration,
+    SpecModel,
+    Switch,
+    Whole,
+    WorkerCount,
+    refused,
+)
 from kldcloud.spec.load import plain
 from kldcloud.spec.nearest import did_you_mean
 from kldcloud.spec.refusal import refusal
@@ -38,6 +46,8 @@ class ClusterSpec(SpecModel):
         provider: who lends the machines.
         nodes: machines in the cluster.
         resources: SkyPilot's own `resources:` section, handed over as it is.
+        managed: whether SkyPilot starts the job again elsewhere when machines are taken away; None
+            does so where it may choose spot machines.
         workers: processes on one machine that each hold one model; auto fills the machine.
         gpus_per_worker: GPUs of one worker; None divides those of the machine.
         threads_per_worker: CPU threads of one worker; None divides the machine among them.
@@ -56,6 +66,7 @@ class ClusterSpec(SpecModel):
     provider: Literal["local", "skypilot"] = "local"
     nodes: Annotated[Whole, Field(ge=1, le=_MOST_NODES)] = 1
     resources: Mapping[str, Any] = Field(default_factory=dict, max_length=_MOST_ENTRIES)
+    managed: Switch | None = None
     workers: WorkerCount = "auto"
     gpus_per_worker: Annotated[Whole, Field(ge=0, le=_MOST_THREADS)] | None = None
     threads_per_worker: Annotated[Whole, Field(ge=1, le=_MOST_THREADS)] | None = None
@@ -89,7 +100,7 @@ class ClusterSpec(SpecModel):
     @model_validator(mode="after")
     def _fits_its_provider(self) -> Self:
         if self.provider == "local":
-            for name in ("nodes", "resources", "setup", "envs", "secrets"):
+            for name in ("nodes", "resources", "managed", "setup", "envs", "secrets"):
                 if getattr(self, name) != type(self).model_fields[name].get_default(
                     call_default_factory=True
                 ):
@@ -116,6 +127,11 @@ class ClusterSpec(SpecModel):
                 else []
             )
         return any(bool(each.get("use_spot")) for each in alternatives)
+
+    @property
+    def managed_job(self) -> bool:
+        """Whether SkyPilot recovers the job; else it runs on a plain cluster."""
+        return self.spot if self.managed is None else self.managed
 
     def engine_for(self, job: EngineOptions) -> EngineOptions:
         """Return a job's engine options with this cluster's in their place."""
