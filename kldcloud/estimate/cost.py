@@ -86,7 +86,7 @@ def assumed_crew(
     """
     gpus = gpu_count(accelerators)
     node = NodeFacts(name="", host="", cores=1, memory=0, gpus=gpus, engine={})
-    seats = seats_for(cluster, engine, [node] * cluster.nodes, 0, chunks)
+    seats = seats_for(cluster, engine, [node] * cluster.nodes, 0, 0, chunks)
     if isinstance(cluster.workers, int):
         source = "as the cluster says"
     elif seats[0].gpus:

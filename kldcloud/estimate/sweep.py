@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from kldcloud.corpus.chunks import Tokens
+from kldcloud.corpus.chunks import ChunkShape, Tokens
 from kldcloud.errors import UserError
 from kldcloud.estimate.cost import (
     Crew,
@@ -74,7 +74,9 @@ def estimate_sweep(
         )
     else:
         largest = max(each.size or 0 for each in (base.file, *candidates))
-        seats = seats_for(cluster, job.engine, [this_node()], largest, chunks)
+        rows = max(ChunkShape(each.context).rows for each in corpora)
+        logits = 4 * rows * (base.vocabulary or 0)
+        seats = seats_for(cluster, job.engine, [this_node()], largest, logits, chunks)
         crew = Crew(len(seats), seats[0].threads, "as this machine carries")
     speed = _stated_rate(job, name, rate)
     if speed.tokens is None and here is not None:

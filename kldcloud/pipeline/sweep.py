@@ -94,7 +94,12 @@ def run_sweep(
     mixed = _mixed(nodes, allowed=launched.allow_mixed)
     prepared = prepare(job, progress, launched.sources)
     seats = seats_for(
-        cluster, job.engine, nodes, _largest_model(prepared), sum(c.count for c in prepared.corpora)
+        cluster,
+        job.engine,
+        nodes,
+        model_bytes=_largest_model(prepared),
+        logits_bytes=max(4 * prepared.vocabulary * c.shape.rows for c in prepared.corpora),
+        chunks=sum(c.count for c in prepared.corpora),
     )
     options = llama_options(cluster.engine_for(job.engine), seats[0].threads)
     plan = make_plan(prepared, options, remote=store.uri.startswith("s3:"), mixed=mixed)

@@ -94,6 +94,8 @@ class SweepWorker:
             statistics = self._compare(
                 encoding, frame, output.logits, next_tokens, llama_compat=False
             )
+            # Its buffer is a chunk of logits, which this worker may never need again.
+            self._encoding = None
             return float(statistics.kld.mean())
         except KldcloudError as error:
             return Reply("", error)

@@ -10,8 +10,11 @@ from kldcloud.spec.engine import EngineOptions
 
 MODEL_OVERHEAD = 1.5
 """Memory of a worker in sizes of its model: weights, repacked copies, caches, a chunk of logits."""
-WORKER_BYTES = 1 << 30
-"""And this on top, for the interpreter, the kernel and one chunk's buffers."""
+PROCESS_BYTES = 512 << 20
+"""And this on top, for the interpreter, the kernel and the engine."""
+LOGITS_CHUNKS = 4
+"""And so many chunks of float32 logits: llama.cpp's graph and its output, rebuilt rows, codes.
+Measured at V = 248,320 (benchmarks/full_corpus.py): a peak of 1.4 GiB, of which three are 0.7."""
 MEMORY_SHARE = 0.7
 
 
@@ -20,6 +23,7 @@ def seats_for(
     engine: EngineOptions,
     nodes: Sequence[NodeFacts],
     model_bytes: int,
+    logits_bytes: int,
     chunks: int,
 ) -> tuple[Seat, ...]:
     """Divide machines among workers; the order is round the machines, so that few chunks spread.
@@ -33,17 +37,19 @@ def seats_for(
         engine: what the job says.
         nodes: the machines.
         model_bytes: size of the largest model.
+        logits_bytes: of one chunk's scored rows, as float32.
         chunks: how many there are: more workers than that would idle.
     """
     wanted = cluster.engine_for(engine)
-    by_node = [_seats_on(node, cluster, wanted, model_bytes, chunks) for node in nodes]
+    each = int(model_bytes * MODEL_OVERHEAD) + PROCESS_BYTES + LOGITS_CHUNKS * logits_bytes
+    by_node = [_seats_on(node, cluster, wanted, each, chunks) for node in nodes]
     most = max(len(seats) for seats in by_node)
     dealt = [seats[turn] for turn in range(most) for seats in by_node if turn < len(seats)]
     return tuple(dealt[: max(1, chunks)])
 
 
 def _seats_on(
-    node: NodeFacts, cluster: ClusterSpec, engine: EngineOptions, model_bytes: int, chunks: int
+    node: NodeFacts, cluster: ClusterSpec, engine: EngineOptions, each: int, chunks: int
 ) -> list[Seat]:
     gpus = 0
     if engine.n_gpu_layers != 0:
@@ -56,7 +62,6 @@ def _seats_on(
     elif engine.n_gpu_layers != 0:
         workers = max(1, node.gpus // gpus) if gpus else 1
     else:
-        each = int(model_bytes * MODEL_OVERHEAD) + WORKER_BYTES
         workers = max(1, min(node.cores, int(node.memory * MEMORY_SHARE) // each))
     workers = max(1, min(workers, chunks))
     threads = engine.threads or cluster.threads_per_worker or max(1, node.cores // workers)

@@ -21,6 +21,7 @@ from kldcloud.store import open_store
 from tests.pipeline.sweeps import Notes, corpus, facts
 
 GIB = 1 << 30
+LOGITS = GIB // 4
 PLAIN = NodeFacts("node-0", "a", cores=8, memory=64 * GIB, gpus=0, engine={})
 RICH = replace(PLAIN, gpus=4)
 ON_GPU = EngineOptions(n_gpu_layers=-1)
@@ -29,12 +30,13 @@ ON_GPU = EngineOptions(n_gpu_layers=-1)
 def seats(nodes: Sequence[NodeFacts], *, chunks: int = 1000, **cluster: object) -> list[Seat]:
     engine = EngineOptions.model_validate(cluster.pop("engine", {}))
     spec = ClusterSpec.model_validate(cluster)
-    return list(seats_for(spec, engine, nodes, model_bytes=2 * GIB, chunks=chunks))
+    found = seats_for(spec, engine, nodes, model_bytes=2 * GIB, logits_bytes=LOGITS, chunks=chunks)
+    return list(found)
 
 
 def test_a_machine_without_gpus_gets_a_worker_a_core_while_memory_lasts() -> None:
     assert seats([PLAIN]) == [Seat("node-0", 1, None)] * 8
-    # 70 % of 16 GiB over 1.5 models and 1 GiB each.
+    # 70 % of 16 GiB; each takes 1.5 models, half a GiB and 4 chunks of logits: 4.5 GiB.
     small = replace(PLAIN, memory=16 * GIB)
     assert seats([small]) == [Seat("node-0", 4, None)] * 2
 
