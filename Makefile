@@ -52,6 +52,8 @@ peer: setup
 bench: setup
 	$(BIN)/python benchmarks/kernel.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/full_corpus.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache kldcloud-store
