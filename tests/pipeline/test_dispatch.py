@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,9 @@ class ScriptedWorker:
             return Reply(task.key)
         if what == "bug":
             raise ZeroDivisionError("a bug of ours")
+        if what == "slow":
+            time.sleep(2.0)
+            (self._store / f"by-{os.getpid()}").touch()
         (self._store / task.key).touch()
         if what == "committed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -123,6 +127,15 @@ def test_every_task_is_committed_once(dispatched: Any) -> None:
     outcome = dispatched(tasks("a", *keys), workers=MOST_WORKERS)
     assert sorted(outcome.committed) == sorted(outcome.tried) == sorted(keys)
     assert outcome.failures == {}
+
+
+def test_no_shard_queues_behind_another_while_a_worker_is_idle(
+    dispatched: Any, tmp_path: Path
+) -> None:
+    keys = [f"k{n}-slow" for n in range(MOST_WORKERS)]
+    outcome = dispatched(tasks("a", *keys), workers=MOST_WORKERS)
+    assert sorted(outcome.committed) == keys
+    assert len(list(tmp_path.glob("by-*"))) == MOST_WORKERS
 
 
 def test_a_poison_shard_fails_its_own_group_after_the_cap_and_no_other(dispatched: Any) -> None:
