@@ -475,7 +475,7 @@ def test_an_export_never_replaces_a_file_unasked(command: Command, desk: Desk) -
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["bogus"], "No such command 'bogus'; see kldcloud --help"),
+        (["xyzzy"], "No such command 'xyzzy'; see kldcloud --help"),
         (["launch"], "; see kldcloud launch --help"),
         (["launch", "job.yaml", "--bogus"], "No such option: --bogus; see kldcloud launch --help"),
         (["report", "latest", "--candidate", "x"], "--candidate and --corpus choose blocks of"),

@@ -63,13 +63,16 @@ class ScriptedWorker:
             return Reply(task.key)
         if what == "bug":
             raise ZeroDivisionError("a bug of ours")
-        if what == "slow":
-            time.sleep(2.0)
-            (self._store / f"by-{os.getpid()}").touch()
-        (self._store / task.key).touch()
+        self._commit(task, slowly=what == "slow")
         if what == "committed":
             os.kill(os.getpid(), signal.SIGKILL)
         return Reply(task.key)
+
+    def _commit(self, task: Task, *, slowly: bool) -> None:
+        if slowly:
+            time.sleep(2.0)
+            (self._store / f"by-{os.getpid()}").touch()
+        (self._store / task.key).touch()
 
     def _tries(self, task: Task) -> int:
         return (self._store / "tried").read_text().split().count(task.key)
