@@ -8,11 +8,12 @@ export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SER
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
-.PHONY: help setup demo test test-slow check format peer bench clean
+.PHONY: help setup demo test test-slow test-lab check format peer bench clean
 
 help:
 	@echo 'make demo       set up, then measure three quants of a small model on a real text'
 	@echo 'make test       set up, then run the tests; make test-slow: those that take minutes'
+	@echo 'make test-lab   launches on a two-node Slurm cluster in namespaces of this machine (root)'
 	@echo 'make check      lint, format and types'
 	@echo 'make peer       build llama-perplexity, to compare with'
 	@echo 'make bench      the benchmarks, each with its peer in the same run (needs make peer)'
@@ -35,7 +36,12 @@ test: setup
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore=tests/lab
+
+# Two Slurm nodes in namespaces of this machine: as root, with the Debian packages of .ci/run.
+LAB_TESTS ?= tests/lab
+test-lab: setup
+	$(BIN)/python -m pytest $(LAB_TESTS)
 
 check: setup
 	$(BIN)/ruff format --check .
