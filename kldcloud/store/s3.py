@@ -19,7 +19,7 @@ from kldcloud.store.digest import DigestError, check_sha256, md5_header, sha256_
 from kldcloud.store.keys import check_key, check_prefix, is_key
 from kldcloud.store.probe import probe_store
 from kldcloud.store.s3_client import S3Bucket
-from kldcloud.store.s3_errors import code_of, is_taken, stated, status_of
+from kldcloud.store.s3_errors import StrangeReplyError, code_of, is_taken, stated, status_of
 from kldcloud.store.s3_multipart import abort_stale, upload_new
 from kldcloud.store.s3_parallel import run_in_flight
 
@@ -189,7 +189,13 @@ class S3Store:
 
     def _size_with_reasons(self, key: str, name: str) -> int | None:
         def fetch(client: S3Client) -> int:
-            reply = client.get_object(Bucket=self._bucket.name, Key=name)
+            try:
+                reply = client.get_object(Bucket=self._bucket.name, Key=name)
+            except ClientError as error:
+                if code_of(error) == str(int(HTTPStatus.NOT_FOUND)):
+                    # Its body was cut off on the way, and the reason with it.
+                    raise StrangeReplyError("a 404 without a reason") from error
+                raise
             reply["Body"].close()
             return reply["ContentLength"]
 

@@ -77,4 +77,5 @@ def watched(desk_for: Callable[[str], Desk]) -> Watched:
     desk = desk_for("watched")
     with ProcessWatch(desk.lab) as watch:
         said = desk.launch()
+    assert said.returncode == 0, said.stderr
     return Watched(desk, said, watch)

@@ -79,12 +79,14 @@ class Desk:
         }
         self.cluster.write_text(yaml.safe_dump(facts))
 
-    def command(
-        self, *words: str | Path, env: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    @property
+    def settings(self) -> dict[str, str]:
+        """The person's environment; SkyPilot takes offence at names of files that are not there."""
+        return {name: text for name, text in self.lab.s3_env.items() if not name.endswith("_FILE")}
+
+    def command(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Run `kldcloud` on the login node to its end."""
-        settings = self.lab.s3_env if env is None else env
-        return self.lab.run(_kldcloud(*words), env=settings, timeout=LAUNCH_SECONDS)
+        return self.lab.run(_kldcloud(*words), env=self.settings, timeout=LAUNCH_SECONDS)
 
     def launch(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Launch the job and stay with it."""
@@ -93,7 +95,7 @@ class Desk:
     def begin(self, *words: str | Path) -> subprocess.Popen[bytes]:
         """Start `kldcloud`, both streams in `output`; without words, the launch of the job."""
         argv = _kldcloud(*(words or self._launch()))
-        return self.lab.popen(argv, self.output, env=self.lab.s3_env)
+        return self.lab.popen(argv, self.output, env=self.settings)
 
     def kept(self, below: str = "") -> dict[str, Kept]:
         """Objects of the store whose keys start so."""

@@ -11,17 +11,18 @@ from pathlib import Path
 
 from .session import Lab
 
-# A part of a process's command line -> what we call it; the first that fits.
+# A part of a process's command line -> what we call it; the first that fits: Slurm's and SkyPilot's
+# processes have in theirs what they start.
 _KINDS = {
+    "slurmd ": "Slurm",
+    "slurmstepd": "Slurm",
+    "srun ": "Slurm",
+    "sky.skylet": "SkyPilot",
     "/gcs/gcs_server ": "gcs",
     "/raylet/raylet ": "raylet",
     "ray::RuntimeEnvAgent": "agent",
     "ray::": "worker",
     "kldcloud.cli.main node ": "driver",
-    "sky.skylet.skylet": "SkyPilot",
-    "slurmd ": "Slurm",
-    "slurmstepd": "Slurm",
-    "srun ": "Slurm",
 }
 RAY = ("gcs", "raylet", "agent", "worker", "driver")
 _CORE = ("/ray.rpc.CoreWorkerService/GetCoreWorkerStats",)
@@ -35,9 +36,8 @@ _METHODS = {
 _ASK = """
 import json, sys, urllib.error, urllib.request
 import grpc
-asked, token = json.loads(sys.argv[1]), sys.argv[2]
-secret = [("authorization", f"Bearer {token}")] if token else []
-def over_http(address):
+asked, tokens = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+def over_http(address, secret):
     request = urllib.request.Request(f"http://{address}/get_runtime_envs_info", b"")
     for name, value in secret:
         request.add_header(name, value)
@@ -45,7 +45,7 @@ def over_http(address):
         return str(urllib.request.urlopen(request, timeout=20).status)
     except urllib.error.HTTPError as error:
         return str(error.code)
-def over_grpc(address, method):
+def over_grpc(address, method, secret):
     plain = {"request_serializer": bytes, "response_deserializer": bytes}
     call = grpc.insecure_channel(address).unary_unary(method, **plain)
     try:
@@ -53,10 +53,12 @@ def over_grpc(address, method):
     except grpc.RpcError as error:
         return error.code().name
     return "OK"
-print(json.dumps([
-    [over_grpc(address, method) for method in methods] or [over_http(address)]
-    for address, methods in asked
-]))
+def ask(address, methods, token):
+    secret = [("authorization", f"Bearer {token}")] if token else []
+    if methods:
+        return [over_grpc(address, method, secret) for method in methods]
+    return [over_http(address, secret)]
+print(json.dumps([[ask(*each, token) for each in asked] for token in tokens]))
 """
 
 
@@ -88,16 +90,23 @@ def listeners(lab: Lab, node: str) -> list[Listener]:
     return found
 
 
-def answers(lab: Lab, host: str, ray: Sequence[Listener], token: str) -> list[set[str]]:
-    """Ask each of Ray's ports for something, from the login node.
+def answers(
+    lab: Lab, ray: Sequence[tuple[str, Listener]], tokens: Sequence[str]
+) -> list[list[set[str]]]:
+    """Ask ports of Ray's for something, from the login node.
+
+    Args:
+        lab: where.
+        ray: hosts and ports.
+        tokens: to ask with; an empty one is none.
 
     Returns:
-        For each, the codes of gRPC (of HTTP, from an agent) that it answered with.
+        For each token and port the codes of gRPC (of HTTP, from an agent) in the answers.
     """
-    asked = [(f"{host}:{each.port}", _METHODS.get(each.kind, ())) for each in ray]
-    done = lab.run([sys.executable, "-c", _ASK, json.dumps(asked), token])
+    asked = [(f"{host}:{each.port}", _METHODS.get(each.kind, ())) for host, each in ray]
+    done = lab.run([sys.executable, "-c", _ASK, json.dumps(asked), json.dumps(list(tokens))])
     assert done.returncode == 0, done.stderr
-    return [set(codes) for codes in json.loads(done.stdout)]
+    return [[set(codes) for codes in row] for row in json.loads(done.stdout)]
 
 
 def ray_token(lab: Lab, node: str) -> str:

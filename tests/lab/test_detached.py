@@ -39,7 +39,12 @@ class Detached:
 @pytest.fixture(scope="module")
 def detached(desk_for: Callable[[str], Desk]) -> Iterator[Detached]:
     desk = desk_for("detached")
-    yield Detached(desk, desk.launch("-d"))
+    model = desk.job_facts["candidates"][0]["model"]
+    # More than is done while the tests let it go on for a moment.
+    desk.write({"candidates": [{"model": model, "name": f"again-{at}"} for at in range(20)]})
+    said = desk.launch("-d")
+    assert said.returncode == 0, said.stderr
+    yield Detached(desk, said)
     desk.command("down", "--all")
 
 
@@ -54,13 +59,12 @@ def measuring(detached: Detached) -> Detached:
 def follow(desk: Desk, *words: str) -> tuple[int, str]:
     """Start a command that follows the job, press Ctrl-C once it does; its exit code and output."""
     process = desk.begin(*words)
-    until(lambda: "on 2 machines" in desk.output.read_text() or process.poll() is not None)
+    until(lambda: ") attempt " in desk.output.read_text() or process.poll() is not None)
     desk.lab.interrupt(process)
     return process.wait(LAUNCH_SECONDS), desk.output.read_text()
 
 
 def test_a_detached_launch_prints_its_id_and_how_to_come_back(detached: Detached) -> None:
-    assert detached.said.returncode == 0, detached.said.stderr
     assert detached.said.stdout == f"{detached.desk.launch_record()['launch']}\n"
     store = detached.desk.uri
     come_back = f"kldcloud status {detached.launch} --store {store} -w shows how far it is"
@@ -111,23 +115,26 @@ def test_nothing_of_ours_listens_but_ray_without_its_dashboard_client_server_and
     assert not {each.port for each in found} & {6379, 8080, 8265, 10001, 52365}
 
 
-@pytest.mark.parametrize("node", ["n1", "n2"])
-def test_every_port_of_rays_refuses_a_client_without_the_token(
-    measuring: Detached, node: str
-) -> None:
-    lab, host = measuring.desk.lab, NODES[node]
-    ray = [each for each in listeners(lab, node) if each.kind in RAY]
+def test_every_port_of_rays_refuses_a_client_without_the_token(measuring: Detached) -> None:
+    lab = measuring.desk.lab
+    ray = [
+        (address, each)
+        for node, address in NODES.items()
+        for each in listeners(lab, node)
+        if each.kind in RAY
+    ]
+    # A raylet is not asked with the token: nobody but Ray knows what it makes of an empty question.
+    others = [each for each in ray if each[1].kind != "raylet"]
+    token = ray_token(lab, "n1")
     # Whoever stands still cannot refuse.
     measuring.signal_workers(signal.SIGCONT)
-    for token in ("", "0" * 64):
-        for each, said in zip(ray, answers(lab, host, ray, token), strict=True):
-            assert said & REFUSED, (each, said)
-            assert not said & {"OK", "200"}, (each, said)
-    # The same questions are answered to those who know it.
-    known = [each for each in ray if each.kind in {"gcs", "worker", "driver", "agent"}]
-    said = answers(lab, host, known, ray_token(lab, node))
+    without, wrong = answers(lab, ray, ["", "0" * 64])
+    (known,) = answers(lab, others, [token])
     measuring.signal_workers(signal.SIGSTOP)
-    assert set().union(*said) == {"OK", "200"}
+    for port, *said in zip(ray, without, wrong, strict=True):
+        assert all(each & REFUSED and each <= REFUSED | {"UNIMPLEMENTED"} for each in said), port
+    # The same questions are answered to those who know it.
+    assert set().union(*known) == {"OK", "200"}
 
 
 def test_cancel_ends_it_and_gives_its_machines_back(measuring: Detached) -> None:

@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_a_launch_comes_to_the_bytes_of_a_local_run(
     watched: Watched, local_bytes: dict[str, bytes]
 ) -> None:
-    assert watched.said.returncode == 0, watched.said.stderr
     assert watched.desk.result_bytes() == local_bytes
 
 

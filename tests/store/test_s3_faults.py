@@ -259,3 +259,10 @@ def test_a_server_that_replaces_what_it_should_not_fails_the_probe(
     probe = faulty.probe()
     assert not probe.ok
     assert "two workers could commit one shard" in probe.findings[0]
+
+
+def test_a_reason_that_is_cut_off_is_asked_for_again(proxy: FaultProxy, uri: str) -> None:
+    # The first look at a place asks why there is nothing: is it the object or the bucket?
+    proxy.expect(Fault(CutReply(10), "GET", when=ONCE))
+    assert open_store(uri).size("absent") is None
+    assert proxy.hits
