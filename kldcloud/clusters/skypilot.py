@@ -205,9 +205,9 @@ def _sky() -> Iterator[Any]:
     # It prints where results go, and its logger holds on to the stdout that it was imported with.
     for handler in logging.getLogger("sky").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
+            handler.setStream(LogTee())
     try:
-        with contextlib.redirect_stdout(sys.stderr), _without_keys():
+        with contextlib.redirect_stdout(LogTee()), _without_keys():
             yield sky
     except exceptions.ResourcesUnavailableError as error:
         raise EngineError(
