@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from functools import cache
 
+from kldcloud.clusters.interrupts import never_swallowed
 from kldcloud.clusters.ray_actors import (
     ENVIRONMENT,
     OBJECT_STORE_BYTES,
@@ -60,18 +61,19 @@ def local_ray(workers: int, gpus: int = 0) -> Iterator[None]:
     keep_off_stdout()
     with ray_folder() as folder:
         try:
-            ray.init(
-                address="local",
-                num_cpus=workers,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                configure_logging=True,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=folder,
-            )
+            with never_swallowed():
+                ray.init(
+                    address="local",
+                    num_cpus=workers,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    configure_logging=True,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=folder,
+                )
             yield
         except (RuntimeError, OSError, ValueError, TimeoutError) as error:
             if ray.is_initialized():

@@ -1,0 +1,91 @@
+"""A Ctrl-C that Python drops on the floor is picked up again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kldcloud.clusters.interrupts import never_swallowed
+
+
+class _Falls:
+    """Raises a signal where Python ignores what is raised, as around a fork."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(3):
+            pass
+
+
+IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"
+
+
+def blocked(reached: list[str], *steps: Callable[[], object]) -> None:
+    with never_swallowed():
+        for step in steps:
+            step()
+            reached.append(step.__name__)
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def fail() -> None:
+    raise RuntimeError("it did not start")
+
+
+@pytest.mark.filterwarnings(IGNORED)
+def test_an_interrupt_that_a_callback_lost_comes_out_of_the_block() -> None:
+    reached: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        blocked(reached, _Falls, time.time)
+    assert reached == ["_Falls", "time"], "the interrupt was to be lost first"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.filterwarnings(IGNORED)
+def test_it_outweighs_what_failed_because_of_it() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        blocked([], _Falls, fail)
+    with pytest.raises(RuntimeError):
+        blocked([], fail)
+
+
+def test_one_that_is_raised_ends_the_block_at_once() -> None:
+    reached: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        blocked(reached, interrupt, time.time)
+    assert reached == []
+
+
+def test_without_one_nothing_happens_and_the_handler_is_as_before() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with never_swallowed():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_handler_of_somebody_else_and_other_threads_are_left_alone() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        blocked([], interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
+
+    ended: list[str] = []
+
+    def elsewhere() -> None:
+        with never_swallowed():
+            ended.append("well")
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert ended == ["well"]
