@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +134,15 @@ class Reduction:
     def next_chunk(self) -> int:
         """First chunk of the partial that must come next."""
         return len(self._chunk_sizes)
+
+    @property
+    def chunk_sizes(self) -> Sequence[int]:
+        """Scored positions of each chunk that was added."""
+        return tuple(self._chunk_sizes)
+
+    def chunk_means(self, name: str) -> Floats:
+        """``[chunks]`` float64: the mean of one of `moments.VARIABLES` in each chunk."""
+        return np.array([mean[INDEX[name]] for mean in self._chunk_means])
 
     def add(self, partial: Partial) -> None:
         """Add the next shard's partial.

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from kldcloud import __version__
 from kldcloud.corpus.chunks import Shard
+from kldcloud.divergence.comparison import compare
 from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.records import TokenWriter
 from kldcloud.divergence.summary import Reduction
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
-from kldcloud.report.summary_file import dump_summary
+from kldcloud.report.summary_file import SCHEMA, dump_summary
 from kldcloud.store.base import Store
 
 MAX_PARTIAL_BYTES = 1 << 32
+MOST_FULLY_PAIRED: Final = 64
+"""Candidates: of more, the summary keeps neighbours' pairs alone, though all are tested."""
 
 
 def group_name(candidate: str, corpus: str) -> str:
@@ -44,17 +50,21 @@ def reduce_run(
         FormatError: if a partial is not what its key says.
     """
     results: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.parquet"
         with TokenWriter(tokens) as writer:
             for corpus in plan.prepared.corpora:
+                reductions: dict[str, Reduction] = {}
                 for candidate in plan.prepared.candidates:
                     failure = failures.get(group_name(candidate.name, corpus.name))
                     result = None
                     if failure is None:
-                        result = _reduce_one(
+                        reduction = _reduce_one(
                             store, plan, candidate.name, corpus, shards[corpus.name], writer
                         )
+                        reductions[candidate.name] = reduction
+                        result = reduction.result().to_json_dict()
                     results.append(
                         {
                             "candidate": candidate.name,
@@ -64,9 +74,11 @@ def reduce_run(
                             "result": result,
                         }
                     )
+                if reductions:
+                    comparisons.append(compare_on(corpus.name, reductions))
         if not failures:
             store.write_new_file(f"{plan.prefix}/tokens.parquet", tokens)
-    return dump_summary(_summary(plan, results, partial=bool(failures)))
+    return dump_summary(_summary(plan, results, comparisons, partial=bool(failures)))
 
 
 def _reduce_one(
@@ -76,7 +88,7 @@ def _reduce_one(
     corpus: ChunkedCorpus,
     shards: Sequence[Shard],
     writer: TokenWriter,
-) -> dict[str, object]:
+) -> Reduction:
     reduction = Reduction(corpus.count)
     for shard in shards:
         key = plan.partial_key(candidate, corpus.name, shard)
@@ -88,15 +100,49 @@ def _reduce_one(
         )
         reduction.add(partial)
         writer.append(partial.records, candidate=candidate, corpus=corpus.name)
-    return reduction.result().to_json_dict()
+    return reduction
+
+
+def compare_on(corpus: str, reductions: Mapping[str, Reduction]) -> dict[str, Any]:
+    """A comparison as summary.json has it, of the candidates that were measured on one corpus."""
+    names = list(reductions)
+    sizes = reductions[names[0]].chunk_sizes
+    comparison = compare(np.stack([each.chunk_means("kld") for each in reductions.values()]), sizes)
+    pairs = comparison.pairs
+    if len(names) > MOST_FULLY_PAIRED:
+        pairs = tuple(comparison.neighbours())
+    return {
+        "corpus": corpus,
+        "ranks": [
+            {"candidate": names[at], **asdict(comparison.ranks[at])} for at in comparison.order
+        ],
+        "pairs_tested": len(comparison.pairs),
+        "pairs": [
+            {
+                "better": names[pair.better],
+                "worse": names[pair.worse],
+                "difference": pair.value,
+                "error": pair.error,
+                "interval95": pair.interval95 and astuple(pair.interval95),
+                "p": pair.p,
+                "p_holm": pair.p_holm,
+                "distinguishable": pair.distinguishable,
+            }
+            for pair in pairs
+        ],
+    }
 
 
 def _summary(
-    plan: SweepPlan, results: Sequence[Mapping[str, Any]], *, partial: bool
+    plan: SweepPlan,
+    results: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Mapping[str, Any]],
+    *,
+    partial: bool,
 ) -> dict[str, Any]:
     prepared = plan.prepared
     return {
-        "schema": "kldcloud.summary/1",
+        "schema": SCHEMA,
         "run": plan.run,
         "name": prepared.job.name,
         "status": "partial" if partial else "complete",
@@ -120,6 +166,7 @@ def _summary(
             {"file": candidate.file, **_model(candidate)} for candidate in prepared.candidates
         ],
         "results": list(results),
+        "comparisons": list(comparisons),
     }
 
 

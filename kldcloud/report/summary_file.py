@@ -17,7 +17,8 @@ from kldcloud.report.summary_shape import Summary
 
 __all__ = ["MAX_SUMMARY_BYTES", "SCHEMA", "Summary", "dump_summary", "parse_summary"]
 
-SCHEMA: Final = "kldcloud.summary/1"
+SCHEMA: Final = "kldcloud.summary/2"
+_READ: Final = ("kldcloud.summary/1", SCHEMA)
 MAX_SUMMARY_BYTES: Final = 64 * 2**20
 
 # The first version is 1, so any other number is from the future.
@@ -101,7 +102,7 @@ def _check_schema(plain: object) -> None:
     schema = plain.get("schema") if isinstance(plain, dict) else None
     if not isinstance(schema, str):
         raise FormatError('summary.json: no "schema" field, so not a summary of kldcloud')
-    if schema == SCHEMA:
+    if schema in _READ:
         return
     shown = printable(schema, limit=_LONGEST_FIELD)
     if _NUMBERED_SCHEMA.fullmatch(schema):
@@ -147,6 +148,19 @@ def _check_references(summary: Summary) -> None:
             seen.add(pair)
             continue
         raise FormatError(f"summary.json: results[{at}] {problem}")
+    _distinct("comparisons", [comparison.corpus for comparison in summary.comparisons])
+    for at, comparison in enumerate(summary.comparisons):
+        field = f"comparisons[{at}]"
+        if comparison.corpus not in corpora:
+            raise FormatError(
+                f"summary.json: {field} names an unknown corpus, {_quoted(comparison.corpus)}"
+            )
+        ranked = _distinct(f"{field}.ranks", [rank.candidate for rank in comparison.ranks])
+        named = ranked.union(*((pair.better, pair.worse) for pair in comparison.pairs))
+        if unknown := named - candidates:
+            raise FormatError(
+                f"summary.json: {field} names an unknown candidate, {_quoted(min(unknown))}"
+            )
 
 
 def _distinct(field: str, names: list[str]) -> frozenset[str]:

@@ -19,11 +19,13 @@ QuantileSource = Literal["exact", "histogram"]
 ValueAndError = Annotated[tuple[Number, Number], Field(strict=False)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a file: frozen, and with no field that is not declared."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Estimate(_Part):
+class Estimate(Part):
     """A value, llama.cpp's error (tokens independent), the cluster-robust one, a 95 % interval."""
 
     value: Number
@@ -32,7 +34,7 @@ class Estimate(_Part):
     interval95: ValueAndError | None
 
 
-class KldQuantiles(_Part):
+class KldQuantiles(Part):
     minimum: Number
     p0_1: Number = Field(alias="p0.1")
     p1: Number
@@ -46,7 +48,7 @@ class KldQuantiles(_Part):
     maximum: Number
 
 
-class ChangeQuantiles(_Part):
+class ChangeQuantiles(Part):
     minimum: Number
     p0_1: Number = Field(alias="p0.1")
     p1: Number
@@ -62,7 +64,7 @@ class ChangeQuantiles(_Part):
     maximum: Number
 
 
-class MeanOnly(_Part):
+class MeanOnly(Part):
     mean: Estimate
 
 
@@ -71,7 +73,7 @@ class Divergence(KldQuantiles, MeanOnly):
     quantiles: QuantileSource
 
 
-class Perplexity(_Part):
+class Perplexity(Part):
     candidate: Estimate
     base: Estimate
     ratio: Estimate
@@ -88,7 +90,7 @@ class ProbabilityChange(ChangeQuantiles, MeanAndRms):
     quantiles: QuantileSource
 
 
-class LlamaBlock(_Part):
+class LlamaBlock(Part):
     """The numbers that `llama-perplexity --kl-divergence` prints, each with its naive error."""
 
     ppl_q: ValueAndError
@@ -105,7 +107,7 @@ class LlamaBlock(_Part):
     same_top: ValueAndError
 
 
-class Result(_Part):
+class Result(Part):
     """What one candidate scored on one corpus; `tokens` counts scored positions."""
 
     chunks: Count
@@ -119,7 +121,7 @@ class Result(_Part):
     llama: LlamaBlock | None
 
 
-class Measurement(_Part):
+class Measurement(Part):
     candidate: Name
     corpus: Name
     status: Literal["complete", "failed"]
@@ -127,7 +129,7 @@ class Measurement(_Part):
     result: Result | None
 
 
-class Base(_Part):
+class Base(Part):
     name: Name
     sha256: str | None
     bytes: Count | None
@@ -135,7 +137,7 @@ class Base(_Part):
     bits_per_weight: Number
 
 
-class Candidate(_Part):
+class Candidate(Part):
     name: Name
     file: str | None
     sha256: str | None
@@ -144,7 +146,7 @@ class Candidate(_Part):
     bits_per_weight: Number
 
 
-class Corpus(_Part):
+class Corpus(Part):
     name: Name
     sha256: str | None
     tokens: Count
@@ -153,13 +155,47 @@ class Corpus(_Part):
     scored: Count
 
 
-class Summary(_Part):
+class Rank(Part):
+    """Where a candidate may stand among all: 1 is the smallest mean KL divergence."""
+
+    candidate: Name
+    low: Count
+    high: Count
+
+
+class Pair(Part):
+    """Two candidates on the same tokens: mean KL divergence of `worse` less that of `better`.
+
+    The interval is of this pair alone; `p_holm` takes all pairs of the comparison into account,
+    and `distinguishable` is whether it is 5 % or less.
+    """
+
+    better: Name
+    worse: Name
+    difference: Number
+    error: Number
+    interval95: ValueAndError | None
+    p: Number
+    p_holm: Number
+    distinguishable: bool
+
+
+class Comparison(Part):
+    """The candidates that were measured on one corpus, ranked; neighbours' pairs among `pairs`."""
+
+    corpus: Name
+    ranks: Annotated[tuple[Rank, ...], Field(strict=False), FailFast()]
+    pairs_tested: Count
+    pairs: Annotated[tuple[Pair, ...], Field(strict=False), FailFast()]
+
+
+class Summary(Part):
     """One run: what was measured, with what, and every result.
 
     A list stops at its first bad element: a hostile one costs one error, not one an element.
     """
 
-    schema_id: Literal["kldcloud.summary/1"] = Field(alias="schema")
+    schema_id: Literal["kldcloud.summary/1", "kldcloud.summary/2"] = Field(alias="schema")
     run: Name
     name: Name
     status: Literal["complete", "partial"]
@@ -171,6 +207,8 @@ class Summary(_Part):
     corpora: Annotated[tuple[Corpus, ...], Field(strict=False), FailFast()]
     candidates: Annotated[tuple[Candidate, ...], Field(strict=False), FailFast()]
     results: Annotated[tuple[Measurement, ...], Field(strict=False), FailFast()]
+    # Since kldcloud.summary/2.
+    comparisons: Annotated[tuple[Comparison, ...], Field(strict=False), FailFast()] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """The summary as plain JSON values, keys in declared order."""

@@ -134,10 +134,36 @@ def corpus(name: str) -> dict[str, Any]:
     }
 
 
+def compared(name: str, better: str, worse: str, difference: float, p: float) -> dict[str, Any]:
+    """Two candidates on one corpus; told apart where p says so."""
+    apart = p <= 0.05
+    error = difference / 3
+    return {
+        "corpus": name,
+        "ranks": [
+            {"candidate": better, "low": 1, "high": 1 if apart else 2},
+            {"candidate": worse, "low": 2 if apart else 1, "high": 2},
+        ],
+        "pairs_tested": 1,
+        "pairs": [
+            {
+                "better": better,
+                "worse": worse,
+                "difference": difference,
+                "error": error,
+                "interval95": [difference - 1.96 * error, difference + 1.96 * error],
+                "p": p,
+                "p_holm": p,
+                "distinguishable": apart,
+            }
+        ],
+    }
+
+
 def summary_dict() -> dict[str, Any]:
     """A complete run: Q8_0 and Q4_K_M on one corpus, with llama.cpp's statistics."""
     return {
-        "schema": "kldcloud.summary/1",
+        "schema": "kldcloud.summary/2",
         "run": "3f9ac1d2e4b5",
         "name": "smollm2-requantised",
         "status": "complete",
@@ -163,7 +189,22 @@ def summary_dict() -> dict[str, Any]:
             measured("Q8_0", "pydoc", result(0.004065, 0.000061)),
             measured("Q4_K_M", "pydoc", result(0.053735, 0.00081)),
         ],
+        "comparisons": [compared("pydoc", "Q8_0", "Q4_K_M", 0.04967, 1e-9)],
     }
+
+
+def rename(shape: dict[str, Any], old: str, new: str) -> None:
+    """Call a candidate, or a corpus, something else wherever the summary names it."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: renamed(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        return new if value == old else value
+
+    for field in ("corpora", "candidates", "results", "comparisons"):
+        shape[field] = renamed(shape[field])
 
 
 def as_summary(shape: dict[str, Any]) -> Summary:

@@ -16,6 +16,7 @@ from .summaries import (
     corpus,
     failed,
     measured,
+    rename,
     result,
     summary_dict,
 )
@@ -86,8 +87,7 @@ def test_there_is_a_row_for_each_pair_whatever_became_of_it() -> None:
 def test_hostile_names_stay_text_on_one_line() -> None:
     shape = summary_dict()
     hostile = '=HYPERLINK("http://x","y")\r\n\x1b[2J,"'
-    shape["candidates"][0]["name"] = hostile
-    shape["results"][0]["candidate"] = hostile
+    rename(shape, "Q8_0", hostile)
     text = render_csv(as_summary(shape))
     assert len(text.splitlines()) == 3
     assert "\x1b" not in text

@@ -6,7 +6,7 @@ import pytest
 
 from kldcloud.report.markdown import render_markdown
 
-from .summaries import as_summary, candidate, failed, measured, result, summary_dict
+from .summaries import as_summary, candidate, failed, measured, rename, result, summary_dict
 
 EXPECTED = """\
 # KL divergence: `smollm2-requantised`
@@ -92,8 +92,7 @@ def test_hostile_names_break_neither_the_table_nor_the_page() -> None:
     hostile = "x | y`\n# owned\n\x1b[31m<script>"
     shape["name"] = hostile
     shape["engine"]["version"] = "1`|`\n# owned"
-    shape["candidates"][0]["name"] = hostile
-    shape["results"][0]["candidate"] = hostile
+    rename(shape, "Q8_0", hostile)
     page = render_markdown(as_summary(shape))
     honest = render_markdown(as_summary(summary_dict()))
     assert len(page.splitlines()) == len(honest.splitlines())

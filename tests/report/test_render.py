@@ -15,7 +15,7 @@ from .summaries import as_summary, summary_dict
     ("report_format", "start"),
     [
         ("md", "# KL divergence: "),
-        ("json", '{\n  "schema": "kldcloud.summary/1"'),
+        ("json", '{\n  "schema": "kldcloud.summary/2"'),
         ("csv", "run,corpus,"),
         ("llama", "Q8_0 on pydoc:\n"),
     ],

@@ -46,7 +46,7 @@ def test_key_order_of_the_writer_does_not_change_a_byte() -> None:
 
 def test_bytes_are_indented_unescaped_and_end_in_one_newline() -> None:
     text = dump_summary({**summary_dict(), "name": "größe"}).decode()
-    assert text.startswith('{\n  "schema": "kldcloud.summary/1",\n  "run": ')
+    assert text.startswith('{\n  "schema": "kldcloud.summary/2",\n  "run": ')
     assert '"name": "größe"' in text
     assert text.endswith("}\n")
 
@@ -92,12 +92,12 @@ def test_a_newer_schema_asks_for_an_upgrade() -> None:
 
 @pytest.mark.parametrize("schema", ["kldcloud.plan/1", "kldcloud.summary/x", "\x1b[2J"])
 def test_another_schema_is_named(schema: str) -> None:
-    assert "is not kldcloud.summary/1" in str(refusal(changed(schema=schema)))
+    assert "is not kldcloud.summary/2" in str(refusal(changed(schema=schema)))
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"schema": "kldcloud.summary/1"} tail'],
+    [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"schema": "kldcloud.summary/2"} tail'],
 )
 def test_bytes_that_are_not_json_are_refused(data: bytes) -> None:
     assert "not JSON" in str(refusal(data))
@@ -118,7 +118,7 @@ def test_a_flood_of_bad_entries_costs_one_error() -> None:
 
 
 def test_more_values_than_a_run_has_are_refused_unparsed() -> None:
-    flood = b'{"schema": "kldcloud.summary/1", "results": [' + b"1," * 4_000_000 + b"1]}"
+    flood = b'{"schema": "kldcloud.summary/2", "results": [' + b"1," * 4_000_000 + b"1]}"
     assert "more values than any run has" in str(refusal(flood))
 
 
@@ -185,3 +185,30 @@ def test_a_writer_whose_file_nobody_could_read_is_told_so() -> None:
         dump_summary({key: value for key, value in summary_dict().items() if key != "candidates"})
     with pytest.raises(FormatError, match="cannot be written as JSON"):
         dump_summary({**summary_dict(), "name": object()})
+
+
+def test_a_summary_from_before_there_were_comparisons_is_read() -> None:
+    shape = {**summary_dict(), "schema": "kldcloud.summary/1"}
+    del shape["comparisons"]
+    assert as_summary(shape).comparisons == ()
+    assert json.loads(dump_summary(as_summary(shape).to_json_dict())) == shape
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"corpus": "wiki"}, 'comparisons[0] names an unknown corpus, "wiki"'),
+        ({"ranks": [{"candidate": "Q1", "low": 1, "high": 1}]}, 'unknown candidate, "Q1"'),
+        ({"ranks": [{"candidate": "Q8_0", "low": 1, "high": 1}] * 2}, 'ranks names "Q8_0" twice'),
+        ({"pairs_tested": -1}, "comparisons[0].pairs_tested"),
+    ],
+)
+def test_comparisons_must_name_what_the_run_declares(change: dict[str, Any], said: str) -> None:
+    (comparison,) = summary_dict()["comparisons"]
+    assert said in str(refusal(changed(comparisons=[comparison | change])))
+
+
+def test_a_pair_of_strangers_is_refused() -> None:
+    (comparison,) = summary_dict()["comparisons"]
+    comparison["pairs"][0]["worse"] = "Q9"
+    assert 'unknown candidate, "Q9"' in str(refusal(changed(comparisons=[comparison])))

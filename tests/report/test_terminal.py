@@ -12,7 +12,7 @@ from rich.console import Console
 
 from kldcloud.report.terminal import print_table
 
-from .summaries import as_summary, candidate, failed, measured, result, summary_dict
+from .summaries import as_summary, candidate, failed, measured, rename, result, summary_dict
 
 
 def on_terminal(shape: dict[str, Any], width: int) -> str:
@@ -103,11 +103,9 @@ def test_an_ascii_pipe_gets_ascii() -> None:
 def test_a_hostile_name_reaches_no_terminal() -> None:
     shape = summary_dict()
     hostile = "\x1b]0;owned\x07[bold]x[/nope]\n" + "y" * 300
-    for part in (shape, shape["base"], shape["corpora"][0], shape["candidates"][0]):
-        part["name"] = hostile
-    for found in shape["results"]:
-        found["corpus"] = hostile
-    shape["results"][0]["candidate"] = hostile
+    shape["name"] = shape["base"]["name"] = hostile
+    rename(shape, "Q8_0", hostile)
+    rename(shape, "pydoc", hostile)
     text = on_terminal(shape, 110)
     assert "\x1b" not in text
     assert "\x07" not in text
@@ -118,8 +116,7 @@ def test_a_hostile_name_reaches_no_terminal() -> None:
 
 def test_wide_characters_do_not_push_columns_out_of_line() -> None:
     shape = summary_dict()
-    shape["candidates"][0]["name"] = "量子化八"
-    shape["results"][0]["candidate"] = "量子化八"
+    rename(shape, "Q8_0", "量子化八")
     lines = on_terminal(shape, 110).splitlines()
     first, second = (line for line in lines if " ± " in line and "0.0" in line)
     assert cell_len(first) == cell_len(second)
