@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from typing import Any
 
 from kldcloud import __version__
 from kldcloud.corpus.chunks import Shard
-from kldcloud.divergence.comparison import compare
 from kldcloud.divergence.partial import Partial, PartialIdentity
+from kldcloud.divergence.profile import Profile
 from kldcloud.divergence.records import TokenWriter
-from kldcloud.divergence.summary import Reduction
+from kldcloud.divergence.summary import ChunkMeans, Reduction
 from kldcloud.pipeline.dispatch import Failure
+from kldcloud.pipeline.facts import comparison_facts, profile_facts
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
+from kldcloud.report.profile_file import dump_profiles
 from kldcloud.report.summary_file import SCHEMA, dump_summary
 from kldcloud.store.base import Store
 
 MAX_PARTIAL_BYTES = 1 << 32
-MOST_FULLY_PAIRED: Final = 64
-"""Candidates: of more, the summary keeps neighbours' pairs alone, though all are tested."""
 
 
 def group_name(candidate: str, corpus: str) -> str:
@@ -32,13 +30,26 @@ def group_name(candidate: str, corpus: str) -> str:
     return f"{candidate} on {corpus}"
 
 
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """What a run comes to, as the bytes of its two files.
+
+    Attributes:
+        summary: of summary.json.
+        profile: of profile.json.
+    """
+
+    summary: bytes
+    profile: bytes
+
+
 def reduce_run(
     store: Store,
     plan: SweepPlan,
     shards: Mapping[str, Sequence[Shard]],
     failures: Mapping[str, Failure],
-) -> bytes:
-    """Merge what is committed, write tokens.parquet, and return the summary's bytes.
+) -> Reduced:
+    """Merge what is committed, and write tokens.parquet.
 
     Args:
         store: where the partials are.
@@ -51,19 +62,20 @@ def reduce_run(
     """
     results: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
+    profiles: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.parquet"
         with TokenWriter(tokens) as writer:
             for corpus in plan.prepared.corpora:
-                reductions: dict[str, Reduction] = {}
+                measured: dict[str, ChunkMeans] = {}
                 for candidate in plan.prepared.candidates:
                     failure = failures.get(group_name(candidate.name, corpus.name))
                     result = None
                     if failure is None:
-                        reduction = _reduce_one(
-                            store, plan, candidate.name, corpus, shards[corpus.name], writer
-                        )
-                        reductions[candidate.name] = reduction
+                        pieces = _partials(store, plan, candidate.name, corpus, shards[corpus.name])
+                        reduction, profile = _reduce_one(pieces, corpus, writer)
+                        measured[candidate.name] = reduction.chunk_means("kld")
+                        profiles.append(profile_facts(candidate.name, corpus, reduction, profile))
                         result = reduction.result().to_json_dict()
                     results.append(
                         {
@@ -74,63 +86,38 @@ def reduce_run(
                             "result": result,
                         }
                     )
-                if reductions:
-                    comparisons.append(compare_on(corpus.name, reductions))
+                if measured:
+                    comparisons.append(comparison_facts(corpus.name, measured))
         if not failures:
             store.write_new_file(f"{plan.prefix}/tokens.parquet", tokens)
-    return dump_summary(_summary(plan, results, comparisons, partial=bool(failures)))
+    summary = _summary(plan, results, comparisons, partial=bool(failures))
+    return Reduced(dump_summary(summary), dump_profiles(plan.run, profiles))
 
 
-def _reduce_one(
-    store: Store,
-    plan: SweepPlan,
-    candidate: str,
-    corpus: ChunkedCorpus,
-    shards: Sequence[Shard],
-    writer: TokenWriter,
-) -> Reduction:
-    reduction = Reduction(corpus.count)
+def _partials(
+    store: Store, plan: SweepPlan, candidate: str, corpus: ChunkedCorpus, shards: Sequence[Shard]
+) -> Iterator[Partial]:
     for shard in shards:
         key = plan.partial_key(candidate, corpus.name, shard)
-        partial = Partial.from_bytes(
+        yield Partial.from_bytes(
             store.read(key, limit=MAX_PARTIAL_BYTES),
             expected=PartialIdentity(plan.run, candidate, corpus.name, shard.first, shard.count),
             max_rows=shard.count * corpus.shape.rows,
             name=key,
         )
+
+
+def _reduce_one(
+    partials: Iterator[Partial], corpus: ChunkedCorpus, writer: TokenWriter
+) -> tuple[Reduction, Profile]:
+    reduction, profile = Reduction(corpus.count), Profile(corpus.context)
+    for partial in partials:
         reduction.add(partial)
-        writer.append(partial.records, candidate=candidate, corpus=corpus.name)
-    return reduction
-
-
-def compare_on(corpus: str, reductions: Mapping[str, Reduction]) -> dict[str, Any]:
-    """A comparison as summary.json has it, of the candidates that were measured on one corpus."""
-    names = list(reductions)
-    sizes = reductions[names[0]].chunk_sizes
-    comparison = compare(np.stack([each.chunk_means("kld") for each in reductions.values()]), sizes)
-    pairs = comparison.pairs
-    if len(names) > MOST_FULLY_PAIRED:
-        pairs = tuple(comparison.neighbours())
-    return {
-        "corpus": corpus,
-        "ranks": [
-            {"candidate": names[at], **asdict(comparison.ranks[at])} for at in comparison.order
-        ],
-        "pairs_tested": len(comparison.pairs),
-        "pairs": [
-            {
-                "better": names[pair.better],
-                "worse": names[pair.worse],
-                "difference": pair.value,
-                "error": pair.error,
-                "interval95": pair.interval95 and astuple(pair.interval95),
-                "p": pair.p,
-                "p_holm": pair.p_holm,
-                "distinguishable": pair.distinguishable,
-            }
-            for pair in pairs
-        ],
-    }
+        profile.add(partial.records)
+        writer.append(
+            partial.records, candidate=partial.identity.candidate, corpus=partial.identity.corpus
+        )
+    return reduction, profile
 
 
 def _summary(
