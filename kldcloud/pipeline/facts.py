@@ -49,6 +49,23 @@ def comparison_facts(corpus: str, measured: Mapping[str, ChunkMeans]) -> dict[st
     }
 
 
+def floor_facts(corpus: str, reduction: Reduction | None, error: str | None) -> dict[str, Any]:
+    """The base against itself on one corpus; the error instead, if that failed."""
+    if reduction is None:
+        empty = dict.fromkeys(("mean", "p99.9", "maximum", "same_top"))
+        return {"corpus": corpus, "error": error, "tokens": 0, **empty}
+    found = reduction.result()
+    return {
+        "corpus": corpus,
+        "error": None,
+        "tokens": found.tokens,
+        "mean": found.kld_mean.to_json_dict(),
+        "p99.9": finite(found.kld_quantiles.values["p99.9"]),
+        "maximum": finite(found.kld_quantiles.values["maximum"]),
+        "same_top": found.same_top.to_json_dict(),
+    }
+
+
 def profile_facts(
     candidate: str, corpus: ChunkedCorpus, reduction: Reduction, profile: Profile
 ) -> dict[str, Any]:

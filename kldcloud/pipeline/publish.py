@@ -26,7 +26,7 @@ def note_plan(store: Store, plan: SweepPlan) -> None:
         "run": plan.run,
         "encoding": plan.choice.encoding,
         "stages": stages,
-        "candidates": [candidate.name for candidate in plan.prepared.candidates],
+        "candidates": [candidate.name for candidate in plan.prepared.measured],
         "corpora": [[c.name, c.count, c.context] for c in plan.prepared.corpora],
     }
     store.write_new(f"{plan.prefix}/plan.json", canonical_json(facts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from kldcloud.divergence.profile import Profile
 from kldcloud.divergence.records import TokenWriter
 from kldcloud.divergence.summary import ChunkMeans, Reduction
 from kldcloud.pipeline.dispatch import Failure
-from kldcloud.pipeline.facts import comparison_facts, profile_facts
+from kldcloud.pipeline.facts import comparison_facts, floor_facts, profile_facts
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
 from kldcloud.report.profile_file import dump_profiles
 from kldcloud.report.summary_file import SCHEMA, dump_summary
+from kldcloud.spec.job import NOISE_FLOOR
 from kldcloud.store.base import Store
 
 MAX_PARTIAL_BYTES = 1 << 32
@@ -60,38 +61,53 @@ def reduce_run(
     Raises:
         FormatError: if a partial is not what its key says.
     """
-    results: list[dict[str, Any]] = []
-    comparisons: list[dict[str, Any]] = []
-    profiles: list[dict[str, Any]] = []
+    parts = _Parts()
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.parquet"
         with TokenWriter(tokens) as writer:
             for corpus in plan.prepared.corpora:
                 measured: dict[str, ChunkMeans] = {}
-                for candidate in plan.prepared.candidates:
+                for candidate in plan.prepared.measured:
                     failure = failures.get(group_name(candidate.name, corpus.name))
+                    error = f"{failure.key}: {failure.cause}" if failure else None
+                    pieces = _partials(store, plan, candidate.name, corpus, shards[corpus.name])
+                    if candidate.name == NOISE_FLOOR:
+                        found = None if failure else _reduce_one(pieces, corpus, None)[0]
+                        parts.floors.append(floor_facts(corpus.name, found, error))
+                        continue
                     result = None
                     if failure is None:
-                        pieces = _partials(store, plan, candidate.name, corpus, shards[corpus.name])
                         reduction, profile = _reduce_one(pieces, corpus, writer)
                         measured[candidate.name] = reduction.chunk_means("kld")
-                        profiles.append(profile_facts(candidate.name, corpus, reduction, profile))
+                        parts.profiles.append(
+                            profile_facts(candidate.name, corpus, reduction, profile)
+                        )
                         result = reduction.result().to_json_dict()
-                    results.append(
+                    parts.results.append(
                         {
                             "candidate": candidate.name,
                             "corpus": corpus.name,
                             "status": "failed" if failure else "complete",
-                            "error": f"{failure.key}: {failure.cause}" if failure else None,
+                            "error": error,
                             "result": result,
                         }
                     )
                 if measured:
-                    comparisons.append(comparison_facts(corpus.name, measured))
+                    parts.comparisons.append(comparison_facts(corpus.name, measured))
         if not failures:
             store.write_new_file(f"{plan.prefix}/tokens.parquet", tokens)
-    summary = _summary(plan, results, comparisons, partial=bool(failures))
-    return Reduced(dump_summary(summary), dump_profiles(plan.run, profiles))
+    summary = _summary(plan, parts, partial=bool(failures))
+    return Reduced(dump_summary(summary), dump_profiles(plan.run, parts.profiles))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What is gathered corpus by corpus, as JSON has it."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    floors: list[dict[str, Any]] = field(default_factory=list)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _partials(
@@ -108,25 +124,19 @@ def _partials(
 
 
 def _reduce_one(
-    partials: Iterator[Partial], corpus: ChunkedCorpus, writer: TokenWriter
+    partials: Iterator[Partial], corpus: ChunkedCorpus, writer: TokenWriter | None
 ) -> tuple[Reduction, Profile]:
     reduction, profile = Reduction(corpus.count), Profile(corpus.context)
     for partial in partials:
         reduction.add(partial)
         profile.add(partial.records)
-        writer.append(
-            partial.records, candidate=partial.identity.candidate, corpus=partial.identity.corpus
-        )
+        if writer is not None:
+            whose = partial.identity
+            writer.append(partial.records, candidate=whose.candidate, corpus=whose.corpus)
     return reduction, profile
 
 
-def _summary(
-    plan: SweepPlan,
-    results: Sequence[Mapping[str, Any]],
-    comparisons: Sequence[Mapping[str, Any]],
-    *,
-    partial: bool,
-) -> dict[str, Any]:
+def _summary(plan: SweepPlan, parts: _Parts, *, partial: bool) -> dict[str, Any]:
     prepared = plan.prepared
     return {
         "schema": SCHEMA,
@@ -152,8 +162,9 @@ def _summary(
         "candidates": [
             {"file": candidate.file, **_model(candidate)} for candidate in prepared.candidates
         ],
-        "results": list(results),
-        "comparisons": list(comparisons),
+        "results": parts.results,
+        "comparisons": parts.comparisons,
+        "noise_floor": parts.floors,
     }
 
 
