@@ -58,6 +58,7 @@ peer: setup
 bench: setup
 	$(BIN)/python benchmarks/kernel.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/full_corpus.py
 
