@@ -9,6 +9,7 @@ from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
+from kldcloud.report.across_corpora import MACRO, macro_rows
 from kldcloud.report.escaping import csv_text
 from kldcloud.report.summary_shape import Estimate, Result, Summary
 from kldcloud.report.table import CorpusTable, TableRow, corpus_tables
@@ -24,6 +25,9 @@ def render_csv(summary: Summary) -> str:
     number of llama.cpp's block fills two, its value and `_error`. Units are those of summary.json
     (nats, fractions of one). An empty cell is a number that does not exist.
 
+    Of several corpora there is also a row a candidate whose corpus is `macro average`: the mean
+    over them with equal weights, of `kld_mean` and `same_top` alone.
+
     Returns:
         A heading line and one line a candidate and corpus, each ended by a newline.
     """
@@ -37,8 +41,29 @@ def render_csv(summary: Summary) -> str:
             result = results.get((row.candidate, table.corpus.name))
             statistics = (cell for _, cell in _flattened(Result, result, ""))
             cells = [*_identity(summary, table, at, row), *statistics]
-            writer.writerow(csv_text(cell) if isinstance(cell, str) else cell for cell in cells)
+            writer.writerow(map(_written, cells))
+    for over_all in _macro(summary):
+        writer.writerow(_written(over_all.get(heading)) for heading in headings)
     return out.getvalue()
+
+
+def _written(cell: Cell) -> Cell:
+    return csv_text(cell) if isinstance(cell, str) else cell
+
+
+def _macro(summary: Summary) -> Iterator[dict[str, Cell]]:
+    """Rows over all corpora, by heading."""
+    for row in macro_rows(summary):
+        top = row.same_top.scaled(0.01)
+        yield {
+            "run": summary.run,
+            "corpus": MACRO,
+            "candidate": row.candidate,
+            "kld_mean": row.kld_mean.value,
+            "kld_mean_error": row.kld_mean.error,
+            "same_top": top.value,
+            "same_top_error": top.error,
+        }
 
 
 def _identity_headings() -> tuple[str, ...]:
@@ -61,6 +86,8 @@ def _identity_headings() -> tuple[str, ...]:
         "kldcloud",
         "status",
         "failure",
+        "rank_low",
+        "rank_high",
     )
 
 
@@ -85,6 +112,8 @@ def _identity(summary: Summary, table: CorpusTable, at: int, row: TableRow) -> t
         summary.kldcloud,
         row.status,
         row.failure,
+        row.rank.low if row.rank else None,
+        row.rank.high if row.rank else None,
     )
 
 

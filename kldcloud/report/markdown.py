@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows, rank_warnings
+from kldcloud.report.differences import (
+    comparisons,
+    difference_figure,
+    holm_words,
+    interval_figure,
+    neighbours,
+    p_figure,
+    verdict,
+)
 from kldcloud.report.escaping import markdown_code, markdown_code_cell
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note
-from kldcloud.report.rounding import MISSING, bits_figure, gib_figure
-from kldcloud.report.summary_shape import Base, Candidate, Summary
+from kldcloud.report.rounding import MISSING, bits_figure, gib_figure, kld_with_error
+from kldcloud.report.summary_shape import Base, Candidate, Comparison, Summary
 from kldcloud.report.table import (
     GIB,
     CorpusTable,
     TableRow,
     corpus_tables,
     outcome,
+    percent_figure,
     shown_columns,
 )
 
@@ -27,8 +38,8 @@ def render_markdown(summary: Summary) -> str:
     """Write a run's report as GitHub-flavoured Markdown.
 
     Returns:
-        Title, one table a corpus, how to read them, failures with their cause, and what was
-        measured; ends in one newline.
+        Title, one table a corpus and one over several, how to read them, which neighbours the data
+        tell apart, failures with their cause, and what was measured; ends in one newline.
     """
     return "\n".join(_lines(summary)) + "\n"
 
@@ -45,8 +56,13 @@ def _lines(summary: Summary) -> Iterator[str]:
         yield ""
         yield from _table(table)
         yield ""
+    yield from _macro(summary)
+    for warning in rank_warnings(summary, _name):
+        yield f"**{warning}**"
+        yield ""
     yield how_to_read(summary)
     yield ""
+    yield from _differences(summary)
     yield from _failures(tables)
     yield "## What was measured"
     yield ""
@@ -63,6 +79,48 @@ def _table(table: CorpusTable) -> Iterator[str]:
             instead if instead and column.key == "kld" else column.cell(row) for column in columns
         ]
         yield _line([markdown_code_cell(row.candidate, limit=_NAME_SHOWN), *cells])
+
+
+def _macro(summary: Summary) -> Iterator[str]:
+    rows = macro_rows(summary)
+    if not rows:
+        return
+    yield f"## {MACRO.capitalize()}"
+    yield ""
+    yield f"The mean {macro_note(summary)}."
+    yield ""
+    yield _line(["candidate", "mean KLD", "same top %"])
+    yield _line(["---", "---:", "---:"])
+    for row in rows:
+        name = markdown_code_cell(row.candidate, limit=_NAME_SHOWN)
+        yield _line([name, kld_with_error(row.kld_mean), percent_figure(row.same_top)])
+    yield ""
+
+
+def _differences(summary: Summary) -> Iterator[str]:
+    compared = comparisons(summary)
+    if not compared:
+        return
+    yield "## Differences"
+    yield ""
+    for corpus, comparison in compared.items():
+        adjusted = holm_words(comparison)
+        yield (
+            f"Neighbours on {_name(corpus)}, by how much their mean KLD differs, chunk by chunk"
+            f"{f'; p {adjusted}' if adjusted else ''}."
+        )
+        yield ""
+        yield from _pairs(comparison)
+        yield ""
+
+
+def _pairs(comparison: Comparison) -> Iterator[str]:
+    yield _line(["better", "worse", "difference", "95 % interval", "p", "verdict"])
+    yield _line(["---", "---", "---:", "---:", "---:", "---"])
+    for pair in neighbours(comparison):
+        names = (markdown_code_cell(name, limit=_NAME_SHOWN) for name in (pair.better, pair.worse))
+        figures = (difference_figure(pair), interval_figure(pair), p_figure(pair.p_holm))
+        yield _line([*names, *figures, verdict(pair)])
 
 
 def _line(cells: list[str]) -> str:
