@@ -228,6 +228,25 @@ def test_a_report_of_what_the_run_does_not_have_is_refused(sweep: Sweep, command
     assert line == 'no candidate "Q9" in this run; it has: candidate, Q8_0'
 
 
+def test_a_pair_is_shown_whichever_is_named_first(sweep: Sweep, command: Command) -> None:
+    said = command(*sweep.report("--pair", "candidate", "Q8_0"))
+    assert (said.code, said.err) == (0, "")
+    (pair,) = json.loads(sweep.kept("summary.json"))["comparisons"][0]["pairs"]
+    heading, difference, *_ = said.out.splitlines()
+    sign = "<" if pair["distinguishable"] else "~"
+    assert heading.split()[::2] == ["text:", sign]
+    assert heading.split()[1::2] == [pair["better"], pair["worse"]]
+    assert f" {pair['difference']:.6f} ± {pair['error']:.6f} nats" in difference
+    assert command(*sweep.report("--pair", "Q8_0", "candidate")).out == said.out
+
+
+def test_a_pair_of_strangers_is_refused(sweep: Sweep, command: Command) -> None:
+    line = command(*sweep.report("--pair", "Q8_0", "Q9")).complaint
+    assert line == 'no candidate "Q9" in this run; it has: candidate, Q8_0'
+    line = command(*sweep.report("--pair", "Q8_0", "candidate", "--format", "md")).complaint
+    assert line.startswith("--pair is text, and no part of a format; ")
+
+
 @pytest.mark.parametrize("options", [[], ["--format", "json"], ["--format", "md"]])
 def test_a_reader_that_has_seen_enough_is_no_error_worth_a_word(
     sweep: Sweep, options: list[str]
