@@ -18,7 +18,10 @@ def report(
     run: RunName,
     store: RunStore = None,
     format: Annotated[  # noqa: A002 - the option's name
-        str | None, typer.Option("--format", help="md, json, csv or llama; a table if left out.")
+        str | None,
+        typer.Option(
+            "--format", help="md, json, csv, llama, reddit or hf-card; a table if left out."
+        ),
     ] = None,
     candidate: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
     corpus: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,

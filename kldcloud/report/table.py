@@ -95,6 +95,10 @@ COLUMNS: Final = (
     ),
 )
 
+# Beside the exact mean the heading can be short, and the naive error is in report.md.
+_BARE_LLAMA_COLUMN: Final = Column(
+    "llama_kld", "llama.cpp's", lambda row: kld_figure(row.llama_kld_mean.value)
+)
 _OPTIONAL: Final = frozenset({"rank", "llama_kld"})
 
 
@@ -150,10 +154,15 @@ def table_row(
     )
 
 
-def shown_columns(rows: tuple[TableRow, ...]) -> tuple[Column, ...]:
-    """The columns that have something to show: not every run has ranks or llama.cpp's KLD."""
+def shown_columns(rows: tuple[TableRow, ...], *, naive_error: bool = True) -> tuple[Column, ...]:
+    """The columns that have something to show: not every run has ranks or llama.cpp's KLD.
+
+    Args:
+        rows: what they would show.
+        naive_error: whether llama.cpp's KLD has its ± beside it.
+    """
     return tuple(
-        column
+        _BARE_LLAMA_COLUMN if column.key == "llama_kld" and not naive_error else column
         for column in COLUMNS
         if column.key not in _OPTIONAL or any(column.cell(row) != MISSING for row in rows)
     )

@@ -13,7 +13,7 @@ from kldcloud.report.across_corpora import MACRO, MacroRow, macro_note, macro_ro
 from kldcloud.report.differences import comparisons, undecided_note
 from kldcloud.report.escaping import printable
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note
-from kldcloud.report.rounding import kld_figure, kld_with_error
+from kldcloud.report.rounding import kld_with_error
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import (
     Column,
@@ -38,10 +38,6 @@ _DROP_ORDER: Final = (
     "ppl_ratio",
     "same_top",
     "p99_9",
-)
-# Beside the exact mean the heading can be short, and the naive error is in report.md.
-_LLAMA_COLUMN: Final = Column(
-    "llama_kld", "llama.cpp's", lambda row: kld_figure(row.llama_kld_mean.value)
 )
 _MACRO_HEADINGS: Final = ("mean KLD", "same top %")
 _PIPED_WIDTH: Final = 120  # a pipe has no width of its own
@@ -95,10 +91,7 @@ def print_text(text: str, console: Console) -> None:
 
 def _print_corpus(table: CorpusTable, console: Console, width: int) -> dict[str, str]:
     """Print one corpus's table; returns the headings that did not fit, by column key."""
-    wanted = [
-        _LLAMA_COLUMN if column.key == "llama_kld" else column
-        for column in shown_columns(table.rows)
-    ]
+    wanted = shown_columns(table.rows, naive_error=False)
     cells = {
         column.key: [column.heading, *(_cell(column, row) for row in table.rows)]
         for column in wanted
@@ -171,7 +164,7 @@ def _cell(column: Column, row: TableRow) -> str:
     return (column.key == "kld" and outcome(row)) or column.cell(row)
 
 
-def _fitting(wanted: list[Column], widths: dict[str, int], room: int) -> list[Column]:
+def _fitting(wanted: tuple[Column, ...], widths: dict[str, int], room: int) -> list[Column]:
     """Admit columns from the most to the least wanted while there is room."""
     ranked = sorted(
         wanted,

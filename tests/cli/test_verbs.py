@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from command_line import CHUNKS, CONTEXT, Desk, Said, run
 from tiny_models import TinyPair
 
 from kldcloud import __version__
+from kldcloud.report.render import FORMATS
 from kldcloud.staging.kld_file import read_kld_header
 from kldcloud.store import open_store
 
@@ -223,9 +225,15 @@ def test_a_report_in_the_words_of_llama_cpp_has_a_block_for_each_candidate(
 
 def test_a_report_of_what_the_run_does_not_have_is_refused(sweep: Sweep, command: Command) -> None:
     line = command(*sweep.report("--format", "pdf")).complaint
-    assert line == 'no report format "pdf"; choose one of md, json, csv, llama'
+    assert line == f'no report format "pdf"; choose one of {", ".join(FORMATS)}'
     line = command(*sweep.report("--format", "llama", "--candidate", "Q9")).complaint
     assert line == 'no candidate "Q9" in this run; it has: candidate, Q8_0'
+
+
+def test_the_help_names_every_format(command: Command) -> None:
+    text = " ".join(command("report", "--help").out.split())
+    for name in FORMATS:
+        assert re.search(rf"\b{name}\b", text), name
 
 
 def test_a_pair_is_shown_whichever_is_named_first(sweep: Sweep, command: Command) -> None:
