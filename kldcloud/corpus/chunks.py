@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -84,10 +85,11 @@ def cut_chunks(tokens: Tokens, context: int, limit: int | Literal["all"]) -> Tok
     return np.ascontiguousarray(tokens[: count * context].reshape(count, context))
 
 
-def cut_shards(chunks: int, size: int) -> Iterator[Shard]:
-    """Shards of `size` chunks in order; the last may be smaller."""
-    for first in range(0, chunks, size):
-        yield Shard(first, min(size, chunks - first))
+def cut_shards(chunks: int, size: int, edges: Sequence[int] = ()) -> Iterator[Shard]:
+    """Shards of `size` chunks in order; the last, and the last before an edge, may be smaller."""
+    for start, end in pairwise(sorted({0, chunks, *edges})):
+        for first in range(start, end, size):
+            yield Shard(first, min(size, end - first))
 
 
 def shard_size(chunks: int, workers: int) -> int:

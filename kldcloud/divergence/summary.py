@@ -101,6 +101,19 @@ class ResultSummary:
         }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkMeans:
+    """One variable, chunk by chunk.
+
+    Attributes:
+        sizes: scored positions of each chunk.
+        means: ``[chunks]`` float64.
+    """
+
+    sizes: tuple[int, ...]
+    means: Floats
+
+
 class Reduction:
     """Adds one candidate's partials in shard order and keeps what its summary needs.
 
@@ -135,14 +148,17 @@ class Reduction:
         """First chunk of the partial that must come next."""
         return len(self._chunk_sizes)
 
-    @property
-    def chunk_sizes(self) -> Sequence[int]:
-        """Scored positions of each chunk that was added."""
-        return tuple(self._chunk_sizes)
+    def chunk_means(self, name: str) -> ChunkMeans:
+        """The mean of one of `moments.VARIABLES` in each chunk that was added."""
+        means = np.array([mean[INDEX[name]] for mean in self._chunk_means])
+        return ChunkMeans(tuple(self._chunk_sizes), means)
 
-    def chunk_means(self, name: str) -> Floats:
-        """``[chunks]`` float64: the mean of one of `moments.VARIABLES` in each chunk."""
-        return np.array([mean[INDEX[name]] for mean in self._chunk_means])
+    def kld_curve(self, shares: Sequence[float]) -> tuple[float, ...]:
+        """The KL divergence, in nats, that each of these shares of the positions stays within."""
+        names = {str(share): share for share in shares}
+        values = self._values
+        found = _quantiles(values.kld if values else None, self._kld_histogram, names)
+        return tuple(found.values.values())
 
     def add(self, partial: Partial) -> None:
         """Add the next shard's partial.

@@ -43,6 +43,7 @@ class SweepEstimate:
         store: where results would go.
         base: the base.
         candidates: what is measured against it.
+        floor: whether the base is measured against itself as well.
         corpora: on what.
         stages: base stages by encoding, the chosen one first; empty if nothing says how large.
         reason: why that encoding.
@@ -62,6 +63,7 @@ class SweepEstimate:
     store: str
     base: PlannedBase
     candidates: tuple[PlannedModel, ...]
+    floor: bool
     corpora: tuple[PlannedCorpus, ...]
     stages: tuple[StageSize, ...]
     reason: str
@@ -85,8 +87,8 @@ class SweepEstimate:
 
     @property
     def runs(self) -> int:
-        """Models that are evaluated over the texts: the candidates, and the base if it is one."""
-        return len(self.candidates) + (not self.base.kld)
+        """Passes of models over the texts: candidates, the base if it is one, the noise floor."""
+        return len(self.candidates) + (not self.base.kld) + self.floor
 
     @property
     def evaluated_tokens(self) -> int:

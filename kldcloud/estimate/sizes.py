@@ -107,6 +107,7 @@ def volumes(
     corpora: Sequence[PlannedCorpus],
     stage: StageSize | None,
     *,
+    passes: int,
     remote: bool,
     nodes: int,
     workers: int,
@@ -118,6 +119,7 @@ def volumes(
         candidates: the candidates.
         corpora: the texts.
         stage: the chosen encoding's size.
+        passes: of models that are measured against the base stage.
         remote: whether the machines are others than this one.
         nodes: how many machines there are.
         workers: on all of them.
@@ -137,7 +139,7 @@ def volumes(
     ]
     read = None
     if stage is not None:
-        read = (stage.rows_bytes * len(candidates) + stage.head_bytes * workers) // nodes
+        read = (stage.rows_bytes * passes + stage.head_bytes * workers) // nodes
     return Volumes(
         models_per_node=sum(each.size or 0 for each in fetched),
         stage_per_node=read,

@@ -20,7 +20,8 @@ _TEN: Final = 10
 def to_text(plan: SweepEstimate) -> str:
     """The plan, a subject a line or two; no line depends on the width of a terminal."""
     against = f"against {plan.base.file.name} on {plan.cluster}"
-    lines = [f"{plan.name}: {_counted(len(plan.candidates), 'candidate')} {against}"]
+    floor = " and the noise floor" if plan.floor else ""
+    lines = [f"{plan.name}: {_counted(len(plan.candidates), 'candidate')}{floor} {against}"]
     for label, block in (
         ("text", _texts(plan)),
         ("base stage", _stages(plan)),

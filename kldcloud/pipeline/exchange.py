@@ -18,7 +18,8 @@ from kldcloud.pipeline.runs import FoundRun
 from kldcloud.pipeline.stage_base import import_kld, kld_identity
 from kldcloud.spec.uri import parse_uri
 from kldcloud.staging.kld_file import KldHeader, KldWriter, read_kld_header, read_kld_tokens
-from kldcloud.staging.stage import StageIdentity, StageReader, load_json
+from kldcloud.staging.stage import StageIdentity, load_json
+from kldcloud.staging.stage_reader import StageReader
 from kldcloud.store import check_usable
 from kldcloud.store.base import Store
 

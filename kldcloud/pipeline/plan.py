@@ -109,6 +109,8 @@ def make_plan(
         "engine": engine,
         "llama_compat": job.llama_compat,
     }
+    if job.noise_floor:
+        facts["noise_floor"] = True
     digest = sha256_bytes(canonical_json(facts))[:ID_DIGITS]
     run = f"{_slug(job.name)}-{digest}"
     return SweepPlan(run, prepared, choice, stages, options, engine, mixed, job.llama_compat)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kldcloud.corpus.chunks import ChunkShape, Tokens, cut_chunks
@@ -15,7 +15,7 @@ from kldcloud.models.llama_engine import tokenize
 from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
-from kldcloud.spec.job import CandidateSpec, CorpusSpec, SweepJob
+from kldcloud.spec.job import NOISE_FLOOR, CandidateSpec, CorpusSpec, SweepJob
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.kld_file import KldHeader, read_kld_header, read_kld_tokens
 from kldcloud.staging.stage import tokens_bytes
@@ -100,6 +100,13 @@ class PreparedSweep:
     base: ModelFile | KldBase
     candidates: tuple[ModelFile, ...]
     corpora: tuple[ChunkedCorpus, ...]
+
+    @property
+    def measured(self) -> tuple[ModelFile, ...]:
+        """What is measured against the base stage: candidates, then perhaps the base itself."""
+        if not self.job.noise_floor or isinstance(self.base, KldBase):
+            return self.candidates
+        return (*self.candidates, replace(self.base, name=NOISE_FLOOR))
 
     @property
     def vocabulary(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from kldcloud.errors import KldcloudError
 from kldcloud.pipeline.plan import SweepPlan
+from kldcloud.pipeline.reduce import Reduced
 from kldcloud.pipeline.runs import job_bytes
 from kldcloud.report.render import render
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
@@ -25,7 +26,7 @@ def note_plan(store: Store, plan: SweepPlan) -> None:
         "run": plan.run,
         "encoding": plan.choice.encoding,
         "stages": stages,
-        "candidates": [candidate.name for candidate in plan.prepared.candidates],
+        "candidates": [candidate.name for candidate in plan.prepared.measured],
         "corpora": [[c.name, c.count, c.context] for c in plan.prepared.corpora],
     }
     store.write_new(f"{plan.prefix}/plan.json", canonical_json(facts))
@@ -40,9 +41,12 @@ def finished(store: Store, plan: SweepPlan) -> Summary | None:
     return parse_summary(store.read(key, limit=MAX_SUMMARY_BYTES))
 
 
-def publish(store: Store, plan: SweepPlan, summary: Summary, data: bytes, *, partial: bool) -> None:
+def publish(
+    store: Store, plan: SweepPlan, summary: Summary, reduced: Reduced, *, partial: bool
+) -> None:
     """Write the reports; summary.json last, and only if nothing is missing from it."""
-    prefix = plan.prefix
+    prefix, data = plan.prefix, reduced.summary
+    store.write(f"{prefix}/profile.json", reduced.profile)
     store.write(f"{prefix}/report.md", render(summary, "md").encode())
     store.write(f"{prefix}/report.csv", render(summary, "csv").encode())
     if partial:

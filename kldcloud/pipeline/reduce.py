@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from typing import Any
 
 from kldcloud import __version__
 from kldcloud.corpus.chunks import Shard
-from kldcloud.divergence.comparison import compare
 from kldcloud.divergence.partial import Partial, PartialIdentity
+from kldcloud.divergence.profile import Profile
 from kldcloud.divergence.records import TokenWriter
-from kldcloud.divergence.summary import Reduction
+from kldcloud.divergence.summary import ChunkMeans, Reduction
 from kldcloud.pipeline.dispatch import Failure
+from kldcloud.pipeline.facts import comparison_facts, floor_facts, profile_facts
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
+from kldcloud.report.profile_file import dump_profiles
 from kldcloud.report.summary_file import SCHEMA, dump_summary
+from kldcloud.spec.job import NOISE_FLOOR
 from kldcloud.store.base import Store
 
 MAX_PARTIAL_BYTES = 1 << 32
-MOST_FULLY_PAIRED: Final = 64
-"""Candidates: of more, the summary keeps neighbours' pairs alone, though all are tested."""
 
 
 def group_name(candidate: str, corpus: str) -> str:
@@ -32,13 +31,26 @@ def group_name(candidate: str, corpus: str) -> str:
     return f"{candidate} on {corpus}"
 
 
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """What a run comes to, as the bytes of its two files.
+
+    Attributes:
+        summary: of summary.json.
+        profile: of profile.json.
+    """
+
+    summary: bytes
+    profile: bytes
+
+
 def reduce_run(
     store: Store,
     plan: SweepPlan,
     shards: Mapping[str, Sequence[Shard]],
     failures: Mapping[str, Failure],
-) -> bytes:
-    """Merge what is committed, write tokens.parquet, and return the summary's bytes.
+) -> Reduced:
+    """Merge what is committed, and write tokens.parquet.
 
     Args:
         store: where the partials are.
@@ -49,97 +61,82 @@ def reduce_run(
     Raises:
         FormatError: if a partial is not what its key says.
     """
-    results: list[dict[str, Any]] = []
-    comparisons: list[dict[str, Any]] = []
+    parts = _Parts()
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.parquet"
         with TokenWriter(tokens) as writer:
             for corpus in plan.prepared.corpora:
-                reductions: dict[str, Reduction] = {}
-                for candidate in plan.prepared.candidates:
+                measured: dict[str, ChunkMeans] = {}
+                for candidate in plan.prepared.measured:
                     failure = failures.get(group_name(candidate.name, corpus.name))
+                    error = f"{failure.key}: {failure.cause}" if failure else None
+                    pieces = _partials(store, plan, candidate.name, corpus, shards[corpus.name])
+                    if candidate.name == NOISE_FLOOR:
+                        found = None if failure else _reduce_one(pieces, corpus, None)[0]
+                        parts.floors.append(floor_facts(corpus.name, found, error))
+                        continue
                     result = None
                     if failure is None:
-                        reduction = _reduce_one(
-                            store, plan, candidate.name, corpus, shards[corpus.name], writer
+                        reduction, profile = _reduce_one(pieces, corpus, writer)
+                        measured[candidate.name] = reduction.chunk_means("kld")
+                        parts.profiles.append(
+                            profile_facts(candidate.name, corpus, reduction, profile)
                         )
-                        reductions[candidate.name] = reduction
                         result = reduction.result().to_json_dict()
-                    results.append(
+                    parts.results.append(
                         {
                             "candidate": candidate.name,
                             "corpus": corpus.name,
                             "status": "failed" if failure else "complete",
-                            "error": f"{failure.key}: {failure.cause}" if failure else None,
+                            "error": error,
                             "result": result,
                         }
                     )
-                if reductions:
-                    comparisons.append(compare_on(corpus.name, reductions))
+                if measured:
+                    parts.comparisons.append(comparison_facts(corpus.name, measured))
         if not failures:
             store.write_new_file(f"{plan.prefix}/tokens.parquet", tokens)
-    return dump_summary(_summary(plan, results, comparisons, partial=bool(failures)))
+    summary = _summary(plan, parts, partial=bool(failures))
+    return Reduced(dump_summary(summary), dump_profiles(plan.run, parts.profiles))
 
 
-def _reduce_one(
-    store: Store,
-    plan: SweepPlan,
-    candidate: str,
-    corpus: ChunkedCorpus,
-    shards: Sequence[Shard],
-    writer: TokenWriter,
-) -> Reduction:
-    reduction = Reduction(corpus.count)
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What is gathered corpus by corpus, as JSON has it."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    floors: list[dict[str, Any]] = field(default_factory=list)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _partials(
+    store: Store, plan: SweepPlan, candidate: str, corpus: ChunkedCorpus, shards: Sequence[Shard]
+) -> Iterator[Partial]:
     for shard in shards:
         key = plan.partial_key(candidate, corpus.name, shard)
-        partial = Partial.from_bytes(
+        yield Partial.from_bytes(
             store.read(key, limit=MAX_PARTIAL_BYTES),
             expected=PartialIdentity(plan.run, candidate, corpus.name, shard.first, shard.count),
             max_rows=shard.count * corpus.shape.rows,
             name=key,
         )
+
+
+def _reduce_one(
+    partials: Iterator[Partial], corpus: ChunkedCorpus, writer: TokenWriter | None
+) -> tuple[Reduction, Profile]:
+    reduction, profile = Reduction(corpus.count), Profile(corpus.context)
+    for partial in partials:
         reduction.add(partial)
-        writer.append(partial.records, candidate=candidate, corpus=corpus.name)
-    return reduction
+        profile.add(partial.records)
+        if writer is not None:
+            whose = partial.identity
+            writer.append(partial.records, candidate=whose.candidate, corpus=whose.corpus)
+    return reduction, profile
 
 
-def compare_on(corpus: str, reductions: Mapping[str, Reduction]) -> dict[str, Any]:
-    """A comparison as summary.json has it, of the candidates that were measured on one corpus."""
-    names = list(reductions)
-    sizes = reductions[names[0]].chunk_sizes
-    comparison = compare(np.stack([each.chunk_means("kld") for each in reductions.values()]), sizes)
-    pairs = comparison.pairs
-    if len(names) > MOST_FULLY_PAIRED:
-        pairs = tuple(comparison.neighbours())
-    return {
-        "corpus": corpus,
-        "ranks": [
-            {"candidate": names[at], **asdict(comparison.ranks[at])} for at in comparison.order
-        ],
-        "pairs_tested": len(comparison.pairs),
-        "pairs": [
-            {
-                "better": names[pair.better],
-                "worse": names[pair.worse],
-                "difference": pair.value,
-                "error": pair.error,
-                "interval95": pair.interval95 and astuple(pair.interval95),
-                "p": pair.p,
-                "p_holm": pair.p_holm,
-                "distinguishable": pair.distinguishable,
-            }
-            for pair in pairs
-        ],
-    }
-
-
-def _summary(
-    plan: SweepPlan,
-    results: Sequence[Mapping[str, Any]],
-    comparisons: Sequence[Mapping[str, Any]],
-    *,
-    partial: bool,
-) -> dict[str, Any]:
+def _summary(plan: SweepPlan, parts: _Parts, *, partial: bool) -> dict[str, Any]:
     prepared = plan.prepared
     return {
         "schema": SCHEMA,
@@ -165,8 +162,9 @@ def _summary(
         "candidates": [
             {"file": candidate.file, **_model(candidate)} for candidate in prepared.candidates
         ],
-        "results": list(results),
-        "comparisons": list(comparisons),
+        "results": parts.results,
+        "comparisons": parts.comparisons,
+        "noise_floor": parts.floors,
     }
 
 

@@ -147,7 +147,7 @@ class Session:
                 corpus=corpus.name,
                 llama_compat=plan.llama_compat,
             )
-            for candidate in prepared.candidates
+            for candidate in prepared.measured
             for corpus, identity in zip(prepared.corpora, plan.stages, strict=True)
             for shard in shards[corpus.name]
         ]

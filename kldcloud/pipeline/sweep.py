@@ -125,9 +125,9 @@ def run_sweep(
             session.rest()
             pulse.change(state="reducing", label="reducing", failures=_lines(failures))
             with_failures = {name: failures[name] for name in sorted(failures)}
-            summary_bytes = reduce_run(store, plan, shards, with_failures)
-            summary = parse_summary(summary_bytes)
-            publish(store, plan, summary, summary_bytes, partial=bool(failures))
+            reduced = reduce_run(store, plan, shards, with_failures)
+            summary = parse_summary(reduced.summary)
+            publish(store, plan, summary, reduced, partial=bool(failures))
     seconds = time.monotonic() - started
     note_life(store, plan, attempt, _machine_facts(nodes, seats, seconds), session.usage)
     return SweepOutcome(plan.run, summary, with_failures, seconds)

@@ -67,6 +67,7 @@ class MeasureTask:
         group: whose failure this is part of.
         key: the object that this task commits.
         stage: key of the base stage.
+        upto: how many of its first chunks are there; None for all.
     """
 
     group: str
@@ -78,6 +79,7 @@ class MeasureTask:
     candidate: str
     corpus: str
     llama_compat: bool
+    upto: int | None = None
 
 
 Task = StageTask | MeasureTask

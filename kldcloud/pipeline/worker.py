@@ -26,7 +26,8 @@ from kldcloud.pipeline.sources import local_copy
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, Reply, StageTask, Task
 from kldcloud.staging.encodings import Encoding
 from kldcloud.staging.head import read_head
-from kldcloud.staging.stage import StageIdentity, StageReader, make_encoding, write_shard
+from kldcloud.staging.stage import StageIdentity, write_shard
+from kldcloud.staging.stage_reader import StageReader, make_encoding
 from kldcloud.store import open_store
 
 
@@ -114,7 +115,7 @@ class SweepWorker:
         write_shard(self._store, identity, task.shard, frames)
 
     def _run_measure(self, task: MeasureTask) -> None:
-        reader, tokens = self._stage_for(task.stage)
+        reader, tokens = self._stage_for(task.stage, task.upto)
         engine = self._engine_for(task.engine)
         if engine.vocabulary.size != reader.identity.vocabulary:
             raise FormatError(
@@ -195,11 +196,13 @@ class SweepWorker:
             self._encoding = (identity, make_encoding(identity, head, threads=self._threads))
         return self._encoding[1]
 
-    def _stage_for(self, key: str) -> tuple[StageReader, Tokens]:
+    def _stage_for(self, key: str, upto: int | None) -> tuple[StageReader, Tokens]:
         if self._stage is None or self._stage[0] != key:
             self._stage = None
-            reader = StageReader(self._store, key, threads=self._threads)
+            reader = StageReader(self._store, key, upto, threads=self._threads)
             self._stage = (key, reader, reader.tokens())
+        elif self._stage[1].upto != upto:
+            self._stage[1].look(upto)
         return self._stage[1], self._stage[2]
 
 

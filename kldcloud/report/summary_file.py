@@ -148,13 +148,21 @@ def _check_references(summary: Summary) -> None:
             seen.add(pair)
             continue
         raise FormatError(f"summary.json: results[{at}] {problem}")
-    _distinct("comparisons", [comparison.corpus for comparison in summary.comparisons])
+    _check_comparisons(summary, candidates, corpora)
+
+
+def _check_comparisons(
+    summary: Summary, candidates: frozenset[str], corpora: frozenset[str]
+) -> None:
+    floors = _distinct("noise_floor", [floor.corpus for floor in summary.noise_floor])
+    compared = _distinct("comparisons", [each.corpus for each in summary.comparisons])
+    for field, names in (("noise_floor", floors), ("comparisons", compared)):
+        if unknown := names - corpora:
+            raise FormatError(
+                f"summary.json: {field} names an unknown corpus, {_quoted(min(unknown))}"
+            )
     for at, comparison in enumerate(summary.comparisons):
         field = f"comparisons[{at}]"
-        if comparison.corpus not in corpora:
-            raise FormatError(
-                f"summary.json: {field} names an unknown corpus, {_quoted(comparison.corpus)}"
-            )
         ranked = _distinct(f"{field}.ranks", [rank.candidate for rank in comparison.ranks])
         named = ranked.union(*((pair.better, pair.worse) for pair in comparison.pairs))
         if unknown := named - candidates:

@@ -189,6 +189,18 @@ class Comparison(Part):
     pairs: Annotated[tuple[Pair, ...], Field(strict=False), FailFast()]
 
 
+class NoiseFloor(Part):
+    """The base measured against itself: nothing below it says anything about a candidate."""
+
+    corpus: Name
+    error: str | None
+    tokens: Count
+    mean: Estimate | None
+    p99_9: Number = Field(alias="p99.9")
+    maximum: Number
+    same_top: Estimate | None
+
+
 class Summary(Part):
     """One run: what was measured, with what, and every result.
 
@@ -209,6 +221,7 @@ class Summary(Part):
     results: Annotated[tuple[Measurement, ...], Field(strict=False), FailFast()]
     # Since kldcloud.summary/2.
     comparisons: Annotated[tuple[Comparison, ...], Field(strict=False), FailFast()] = ()
+    noise_floor: Annotated[tuple[NoiseFloor, ...], Field(strict=False), FailFast()] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """The summary as plain JSON values, keys in declared order."""

@@ -24,6 +24,7 @@ from kldcloud.spec.fields import (
 
 __all__ = [
     "KINDS",
+    "NOISE_FLOOR",
     "BaseSpec",
     "CandidateSpec",
     "CorpusSpec",
@@ -32,6 +33,8 @@ __all__ = [
     "SweepJob",
 ]
 
+NOISE_FLOOR: Final = "noise-floor"
+"""What the base measured against itself is called, among candidates."""
 _LEAST_CONTEXT: Final = 8
 _MOST_CONTEXT: Final = 1 << 20
 _MOST_CANDIDATES: Final = 1024
@@ -174,6 +177,8 @@ class SweepJob(SpecModel):
         engine: how models are evaluated.
         encoding: how the base's distributions are staged; auto lets the plan choose.
         llama_compat: whether llama.cpp's own KLD is reported beside the exact one.
+        noise_floor: whether the base is measured against itself too, which costs as much as a
+            candidate: what a second pass of the same model comes to is no fault of any candidate.
         shard_chunks: chunks in a shard; None lets the plan choose.
         rates: cluster name -> tokens a second that one worker evaluates there, for plans.
     """
@@ -188,6 +193,7 @@ class SweepJob(SpecModel):
     engine: EngineOptions = EngineOptions()
     encoding: Literal["auto", "hidden", "logits"] = "auto"
     llama_compat: Switch = True
+    noise_floor: Switch = False
     shard_chunks: Annotated[Whole, Field(ge=1, le=_MOST_SHARD_CHUNKS)] | None = None
     rates: Mapping[str, Annotated[float, Field(gt=0, le=_MOST_RATE)]] = Field(
         default_factory=dict, max_length=_MOST_RATES
@@ -199,6 +205,12 @@ class SweepJob(SpecModel):
             raise refused("needs at least one entry", "candidates")
         _refuse_same_names("candidates", [each.display_name for each in self.candidates])
         _refuse_same_names("corpora", [each.name for each in self.corpora])
+        for index, candidate in enumerate(self.candidates):
+            if candidate.display_name.casefold() == NOISE_FLOOR:
+                reason = "means the base against itself: give this candidate another 'name'"
+                raise refused(reason, "candidates", index)
+        if self.base.model is None and self.noise_floor:
+            raise refused("there is no model to measure again: 'base' has 'logits'", "noise_floor")
         if self.base.model is None:
             for index, candidate in enumerate(self.candidates):
                 if candidate.quantize is not None:

@@ -1,9 +1,10 @@
-"""A base stage in a store: its identity, its objects, and reading it back chunk by chunk.
+"""A base stage in a store: its identity, its objects, and committing them.
 
 stages/<key>/plan.json         how it is cut into shards; the first to stage decides
 stages/<key>/<shard>.shard     frames, committed by workers
 stages/<key>/tokens, head      what reading needs beside frames
 stages/<key>/manifest.json     committed last: the stage is whole, and these are its digests
+stages/<key>/manifest-N.json   the same of its first N chunks, where a run may stop before the end
 """
 
 from __future__ import annotations
@@ -17,26 +18,15 @@ import numpy as np
 
 from kldcloud.corpus.chunks import ChunkShape, Shard, Tokens, cut_shards
 from kldcloud.errors import FormatError
-from kldcloud.staging.encodings import (
-    Encoding,
-    HiddenEncoding,
-    KldEncoding,
-    LogitsEncoding,
-    StageShape,
-)
+from kldcloud.staging.encodings import StageShape
 from kldcloud.staging.head import OutputHead
-from kldcloud.staging.shard_file import Frame, build_shard, parse_header, read_header
-from kldcloud.staging.states import BLOCK, SUPPORTED_HEADS, bytes_per_state
+from kldcloud.staging.shard_file import build_shard, parse_header, read_header
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
 SCHEMA = "kldcloud.stage/2"
 MAX_JSON_BYTES = 64 << 20
 MAX_CHUNKS = 1 << 24
-MAX_VOCABULARY = 1 << 24
-MIN_CONTEXT = 4
-MAX_CONTEXT = 1 << 24
-MAX_WIDTH = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +97,15 @@ def load_json(store: Store, key: str) -> Any:  # noqa: ANN401
         raise FormatError(f"{key}: not valid JSON", hint="delete it and run again") from error
 
 
-def stage_shards(store: Store, identity: StageIdentity, proposed_size: int) -> list[Shard]:
-    """How this stage is cut: as whoever staged first decided."""
+def stage_shards(
+    store: Store, identity: StageIdentity, proposed_size: int, edges: Sequence[int] = ()
+) -> list[Shard]:
+    """How this stage is cut: as whoever staged first decided, and at every edge."""
     plan = agree_on_json(store, f"{identity.prefix}/plan.json", {"shard_chunks": proposed_size})
     size = plan.get("shard_chunks") if isinstance(plan, dict) else None
     if not isinstance(size, int) or not 1 <= size <= MAX_CHUNKS:
         raise FormatError(f"{identity.prefix}/plan.json: no shard size", hint="delete the stage")
-    return list(cut_shards(identity.chunks, size))
+    return list(cut_shards(identity.chunks, size, edges))
 
 
 def write_shard(
@@ -123,9 +115,14 @@ def write_shard(
     store.write_new(identity.shard_key(shard), build_shard(shard, frames))
 
 
-def is_complete(store: Store, identity: StageIdentity) -> bool:
-    """Whether the stage is whole and can be measured against."""
-    return store.size(f"{identity.prefix}/manifest.json") is not None
+def manifest_key(key: str, upto: int | None = None) -> str:
+    """Where the manifest of a stage is, or of its first chunks up to that one."""
+    return f"stages/{key}/manifest{'' if upto is None else f'-{upto:07d}'}.json"
+
+
+def is_complete(store: Store, identity: StageIdentity, upto: int | None = None) -> bool:
+    """Whether the stage, or its first chunks, is whole and can be measured against."""
+    return store.size(manifest_key(identity.key, upto)) is not None
 
 
 def finish_stage(
@@ -134,8 +131,18 @@ def finish_stage(
     shards: Sequence[Shard],
     chunks: Tokens,
     head: OutputHead | None,
+    upto: int | None = None,
 ) -> None:
-    """Commit tokens, head and manifest over shards that are all committed."""
+    """Commit tokens, head and manifest over shards that are all committed.
+
+    Args:
+        store: where.
+        identity: of the whole stage.
+        shards: of the whole stage, or those up to `upto`.
+        chunks: int32 [chunks, n_ctx], all of them.
+        head: the base's, for hidden states.
+        upto: for a manifest of so many first chunks; None for the stage's own.
+    """
     tokens = tokens_bytes(chunks)
     store.write_new(f"{identity.prefix}/tokens", tokens)
     head_facts = None
@@ -159,143 +166,4 @@ def finish_stage(
         "head": head_facts,
         "shards": entries,
     }
-    store.write_new(f"{identity.prefix}/manifest.json", canonical_json(manifest))
-
-
-class StageReader:
-    """Reads a whole stage's chunks, verified, into one reused buffer.
-
-    Args:
-        store: where the stage is.
-        key: the stage's key.
-        threads: for rebuilding logits from hidden states.
-
-    Raises:
-        FormatError: if the manifest is not one, or anything it lists is not what it says.
-    """
-
-    def __init__(self, store: Store, key: str, *, threads: int = 1) -> None:
-        self._store = store
-        prefix = f"stages/{key}"
-        manifest = load_json(store, f"{prefix}/manifest.json")
-        try:
-            if manifest["schema"] != SCHEMA:
-                raise FormatError(
-                    f"{prefix}/manifest.json has schema {manifest['schema']!r}, not {SCHEMA}",
-                    hint="a newer kldcloud wrote it: upgrade",
-                )
-            self.identity = _identity(manifest)
-            self._shards = [
-                (Shard(int(first), int(count)), int(size), str(sha))
-                for first, count, size, sha in manifest["shards"]
-            ]
-            self._head_facts = _head_facts(manifest["head"])
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise FormatError(
-                f"{prefix}/manifest.json is not a stage's manifest", hint="delete the stage"
-            ) from error
-        if self.identity.key != key:
-            raise FormatError(f"{prefix}/manifest.json belongs to another stage")
-        self._frames: dict[int, tuple[str, Frame]] = {}
-        self._buffer = bytearray()
-        self._threads = threads
-        self._encoding: Encoding | None = None
-
-    def tokens(self) -> Tokens:
-        """int32 [chunks, n_ctx]."""
-        identity = self.identity
-        expected = identity.chunks * identity.context * 4
-        data = self._store.read(
-            f"{identity.prefix}/tokens", sha256=identity.tokens_sha256, limit=expected
-        )
-        return np.frombuffer(data, "<i4").reshape(identity.chunks, identity.context)
-
-    def frame(self, chunk: int) -> memoryview:
-        """One chunk's frame; valid until the next call."""
-        key, entry = self._frame_entry(chunk)
-        if len(self._buffer) < entry.size:
-            self._buffer = bytearray(entry.size)
-        view = memoryview(self._buffer)[: entry.size]
-        self._store.read_into(key, entry.offset, view, sha256=entry.sha256)
-        return view
-
-    @property
-    def encoding(self) -> Encoding:
-        """The decoder for this stage's frames; loads the head if there is one."""
-        if self._encoding is None:
-            self._encoding = make_encoding(self.identity, self._head(), threads=self._threads)
-        return self._encoding
-
-    def _frame_entry(self, chunk: int) -> tuple[str, Frame]:
-        if chunk not in self._frames:
-            for shard, size, header_sha in self._shards:
-                if chunk in shard.chunks:
-                    key = self.identity.shard_key(shard)
-                    header, found = read_header(self._store, key)
-                    if sha256_bytes(header) != header_sha or found != size:
-                        raise FormatError(
-                            f"{key} is not the shard that the manifest lists",
-                            hint="delete the stage's folder and run again",
-                        )
-                    for frame in parse_header(header, shard, size, key):
-                        self._frames[frame.chunk] = (key, frame)
-        if chunk not in self._frames:
-            raise FormatError(f"{self.identity.prefix}: no shard holds chunk {chunk}")
-        return self._frames[chunk]
-
-    def _head(self) -> OutputHead | None:
-        facts = self._head_facts
-        if facts is None:
-            return None
-        identity = self.identity
-        kind, width, digest = facts
-        expected = bytes_per_state(kind, width) * identity.vocabulary
-        data = self._store.read(f"{identity.prefix}/head", sha256=digest, limit=expected)
-        if len(data) != expected:
-            raise FormatError(f"{identity.prefix}/head has {len(data)} bytes, not {expected}")
-        return OutputHead(np.frombuffer(data, np.uint8), kind, width, identity.vocabulary)
-
-
-def make_encoding(
-    identity: StageIdentity, head: OutputHead | None, *, threads: int = 1
-) -> Encoding:
-    """The encoding that an identity names."""
-    if identity.encoding == "logits":
-        return LogitsEncoding(identity.shape, threads=threads)
-    if identity.encoding == "kld":
-        return KldEncoding(identity.shape)
-    if head is None:
-        raise FormatError(f"{identity.prefix}: hidden states without an output head")
-    return HiddenEncoding(identity.shape, head, threads=threads)
-
-
-def _head_facts(entry: Any) -> tuple[str, int, str] | None:  # noqa: ANN401 - whatever JSON holds
-    """Type, width and digest of a manifest's output head."""
-    if entry is None:
-        return None
-    kind, width = str(entry["type"]), int(entry["width"])
-    whole_blocks = kind != "Q8_0" or width % BLOCK == 0
-    if kind not in SUPPORTED_HEADS or not 0 < width <= MAX_WIDTH or not whole_blocks:
-        raise ValueError
-    return kind, width, str(entry["sha256"])
-
-
-def _identity(manifest: Mapping[str, Any]) -> StageIdentity:
-    identity = StageIdentity(
-        base_sha256=str(manifest["base_sha256"]),
-        tokens_sha256=str(manifest["tokens_sha256"]),
-        context=int(manifest["context"]),
-        chunks=int(manifest["chunks"]),
-        vocabulary=int(manifest["vocabulary"]),
-        encoding=str(manifest["encoding"]),
-        engine={str(k): str(v) for k, v in manifest["engine"].items()},
-    )
-    bounded = (
-        MIN_CONTEXT <= identity.context <= MAX_CONTEXT
-        and 1 <= identity.chunks <= MAX_CHUNKS
-        and 1 <= identity.vocabulary <= MAX_VOCABULARY
-        and identity.encoding in ("logits", "hidden", "kld")
-    )
-    if not bounded:
-        raise ValueError
-    return identity
+    store.write_new(manifest_key(identity.key, upto), canonical_json(manifest))

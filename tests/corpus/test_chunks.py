@@ -52,6 +52,15 @@ def test_shards_hold_every_chunk_once_and_in_order(chunks: int, size: int) -> No
     assert all(1 <= shard.count <= size for shard in shards)
 
 
+@pytest.mark.parametrize("edges", [(), (4,), (1, 4, 9), (0, 12), (3, 6, 9)])
+def test_no_shard_reaches_across_an_edge(edges: tuple[int, ...]) -> None:
+    shards = list(cut_shards(12, 3, edges))
+    assert [chunk for shard in shards for chunk in shard.chunks] == list(range(12))
+    assert all(1 <= shard.count <= 3 for shard in shards)
+    for edge in edges:
+        assert not any(shard.first < edge < shard.first + shard.count for shard in shards)
+
+
 def test_labels_of_shards_sort_as_their_chunks_do() -> None:
     labels = [shard.label for shard in cut_shards(2_000_000, 999)]
     assert labels == sorted(labels)

@@ -232,6 +232,7 @@ def test_the_store_of_a_run_lists_only_what_the_design_names(
         "life",
         "partials",
         "plan.json",
+        "profile.json",
         "report.csv",
         "report.md",
         "shards-text.json",

@@ -197,7 +197,7 @@ def test_a_summary_from_before_there_were_comparisons_is_read() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"corpus": "wiki"}, 'comparisons[0] names an unknown corpus, "wiki"'),
+        ({"corpus": "wiki"}, 'comparisons names an unknown corpus, "wiki"'),
         ({"ranks": [{"candidate": "Q1", "low": 1, "high": 1}]}, 'unknown candidate, "Q1"'),
         ({"ranks": [{"candidate": "Q8_0", "low": 1, "high": 1}] * 2}, 'ranks names "Q8_0" twice'),
         ({"pairs_tested": -1}, "comparisons[0].pairs_tested"),

@@ -18,7 +18,6 @@ from kldcloud.staging.head import OutputHead
 from kldcloud.staging.shard_file import MAGIC, PREFIX, build_shard
 from kldcloud.staging.stage import (
     StageIdentity,
-    StageReader,
     canonical_json,
     finish_stage,
     is_complete,
@@ -26,6 +25,7 @@ from kldcloud.staging.stage import (
     tokens_bytes,
     write_shard,
 )
+from kldcloud.staging.stage_reader import StageReader
 from kldcloud.store import Store, open_store
 from kldcloud.store.digest import sha256_bytes
 
@@ -83,6 +83,29 @@ def test_a_stage_is_complete_with_its_manifest_and_not_before(tmp_path: Path) ->
     assert not is_complete(store, IDENTITY)
     finish_stage(store, IDENTITY, shards, TOKENS, HEAD)
     assert is_complete(store, IDENTITY)
+
+
+def test_the_first_chunks_can_be_read_before_the_rest_is_there(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    shards = stage_shards(store, IDENTITY, 2, edges=(3,))
+    assert shards == [Shard(0, 2), Shard(2, 1), Shard(3, 2)]
+    for shard in shards[:2]:
+        write_shard(store, IDENTITY, shard, [frame_of(chunk) for chunk in shard.chunks])
+    finish_stage(store, IDENTITY, shards[:2], TOKENS, HEAD, upto=3)
+    assert is_complete(store, IDENTITY, 3)
+    assert not is_complete(store, IDENTITY)
+    reader = StageReader(store, IDENTITY.key, 3)
+    assert [bytes(reader.frame(chunk)) for chunk in range(3)] == [frame_of(c) for c in range(3)]
+    with pytest.raises(FormatError, match="no shard holds chunk 3"):
+        reader.frame(3)
+    encoding = reader.encoding
+
+    write_shard(store, IDENTITY, shards[2], [frame_of(3), frame_of(4)])
+    finish_stage(store, IDENTITY, shards, TOKENS, HEAD)
+    reader.look(None)
+    assert bytes(reader.frame(4)) == frame_of(4)
+    assert bytes(reader.frame(0)) == frame_of(0)
+    assert reader.encoding is encoding, "a large head is not loaded twice"
 
 
 def test_a_stage_with_a_missing_shard_is_not_finished(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""The base measured against itself: what a second pass of the same model comes to."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kldcloud.errors import SpecError
+from kldcloud.report.summary_file import Summary
+from kldcloud.spec.job import NOISE_FLOOR
+from kldcloud.spec.load import load_job
+from tests.pipeline.sweeps import corpus, facts, sweep
+from tests.tiny_models import TinyPair, tiny_pair
+
+pytestmark = pytest.mark.usefixtures("one_ray")
+
+CHUNKS = 4
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    return tiny_pair(tmp_path_factory.mktemp("pair"), vocabulary=320, bos=True)
+
+
+def job(pair: TinyPair, **options: Any) -> dict[str, Any]:
+    return facts(pair.base, [pair.candidate], [corpus(128, CHUNKS)], **options)
+
+
+def without_floor(summary: Summary) -> dict[str, Any]:
+    shape = summary.to_json_dict()
+    del shape["noise_floor"], shape["run"]
+    return shape
+
+
+@pytest.mark.parametrize("encoding", ["logits", "hidden"])
+def test_the_floor_is_near_zero_and_changes_nothing_else(
+    pair: TinyPair, tmp_path: Path, encoding: str
+) -> None:
+    plain = sweep(job(pair, encoding=encoding), tmp_path)
+    floored = sweep(job(pair, encoding=encoding, noise_floor=True), tmp_path)
+    assert plain.run != floored.run
+    assert without_floor(plain.summary) == without_floor(floored.summary)
+    assert plain.summary.noise_floor == ()
+    (floor,) = floored.summary.noise_floor
+    assert (floor.corpus, floor.error, floor.tokens) == ("text", None, CHUNKS * 63)
+    assert floor.mean is not None
+    assert floor.mean.value is not None
+    assert 0 <= floor.mean.value < 1e-7
+    assert floor.same_top is not None
+    assert floor.same_top.value == 1.0
+    # It has partials like a candidate, and no rows among the tokens of candidates.
+    run = tmp_path / "runs" / floored.run
+    assert len(list((run / "partials" / NOISE_FLOOR).rglob("*.parquet"))) >= 1
+    tokens = (tmp_path / "runs" / plain.run / "tokens.parquet").read_bytes()
+    assert (run / "tokens.parquet").read_bytes() == tokens
+    kept = json.loads((run / "plan.json").read_text())
+    assert Counter(kept["candidates"]) == Counter(["candidate", NOISE_FLOOR])
+
+
+def write(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_candidate_may_not_be_called_so(pair: TinyPair, tmp_path: Path) -> None:
+    named = job(pair)
+    named["candidates"][0]["name"] = "Noise-Floor"
+    with pytest.raises(SpecError, match="the base against itself"):
+        load_job(write(tmp_path, named))
+
+
+def test_a_base_file_cannot_be_measured_again(pair: TinyPair, tmp_path: Path) -> None:
+    content = job(pair, noise_floor=True)
+    content["base"] = {"logits": "some.kld"}
+    with pytest.raises(SpecError, match="no model to measure again"):
+        load_job(write(tmp_path, content))
