@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import get_args, get_origin
 
 from pydantic import BaseModel
@@ -17,7 +18,7 @@ from kldcloud.report.table import CorpusTable, TableRow, corpus_tables
 Cell = str | int | float | None
 
 
-def render_csv(summary: Summary) -> str:
+def render_csv(summary: Summary, origins: Mapping[str, str] = MappingProxyType({})) -> str:
     """Write a run's statistics as CSV for a spreadsheet or a data frame.
 
     Headings are lower-case words joined by underscores (`kld_p99_9`). An estimate fills five
@@ -27,6 +28,10 @@ def render_csv(summary: Summary) -> str:
 
     Of several corpora there is also a row a candidate whose corpus is `macro average`: the mean
     over them with equal weights, of `kld_mean` and `same_top` alone.
+
+    Args:
+        summary: the run.
+        origins: candidate -> its run, where they are from several.
 
     Returns:
         A heading line and one line a candidate and corpus, each ended by a newline.
@@ -40,9 +45,10 @@ def render_csv(summary: Summary) -> str:
         for at, row in enumerate(table.rows):
             result = results.get((row.candidate, table.corpus.name))
             statistics = (cell for _, cell in _flattened(Result, result, ""))
-            cells = [*_identity(summary, table, at, row), *statistics]
+            run = origins.get(row.candidate, summary.run)
+            cells = [run, *_identity(summary, table, at, row), *statistics]
             writer.writerow(map(_written, cells))
-    for over_all in _macro(summary):
+    for over_all in _macro(summary, origins):
         writer.writerow(_written(over_all.get(heading)) for heading in headings)
     return out.getvalue()
 
@@ -51,12 +57,12 @@ def _written(cell: Cell) -> Cell:
     return csv_text(cell) if isinstance(cell, str) else cell
 
 
-def _macro(summary: Summary) -> Iterator[dict[str, Cell]]:
+def _macro(summary: Summary, origins: Mapping[str, str]) -> Iterator[dict[str, Cell]]:
     """Rows over all corpora, by heading."""
     for row in macro_rows(summary):
         top = row.same_top.scaled(0.01)
         yield {
-            "run": summary.run,
+            "run": origins.get(row.candidate, summary.run),
             "corpus": MACRO,
             "candidate": row.candidate,
             "kld_mean": row.kld_mean.value,
@@ -91,10 +97,10 @@ def _identity_headings() -> tuple[str, ...]:
     )
 
 
+# Less the run, which the caller knows.
 def _identity(summary: Summary, table: CorpusTable, at: int, row: TableRow) -> tuple[Cell, ...]:
     candidate = summary.candidates[at]
     return (
-        summary.run,
         table.corpus.name,
         table.corpus.sha256,
         table.corpus.context,

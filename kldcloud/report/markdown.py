@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows, rank_warnings
@@ -24,17 +25,21 @@ _DIGEST_SHOWN: Final = 12
 _CAUSE_SHOWN: Final = 400
 
 
-def render_markdown(summary: Summary) -> str:
+def render_markdown(summary: Summary, origins: Mapping[str, str] = MappingProxyType({})) -> str:
     """Write a run's report as GitHub-flavoured Markdown.
+
+    Args:
+        summary: the run.
+        origins: candidate -> its run, where they are from several.
 
     Returns:
         Title, one table a corpus and one over several, how to read them, which neighbours the data
         tell apart, failures with their cause, and what was measured; ends in one newline.
     """
-    return "\n".join(_lines(summary)) + "\n"
+    return "\n".join(_lines(summary, origins)) + "\n"
 
 
-def _lines(summary: Summary) -> Iterator[str]:
+def _lines(summary: Summary, origins: Mapping[str, str]) -> Iterator[str]:
     tables = corpus_tables(summary)
     yield f"# KL divergence: {code_name(summary.name)}"
     yield ""
@@ -56,7 +61,7 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield from _failures(tables)
     yield "## What was measured"
     yield ""
-    yield from _provenance(summary, tables)
+    yield from _provenance(summary, tables, origins)
 
 
 def _macro(summary: Summary) -> Iterator[str]:
@@ -104,7 +109,9 @@ def _failure(row: TableRow, corpus: str) -> str:
     return f"- {code_name(row.candidate)} on {code_name(corpus)}: {cause}"
 
 
-def _provenance(summary: Summary, tables: tuple[CorpusTable, ...]) -> Iterator[str]:
+def _provenance(
+    summary: Summary, tables: tuple[CorpusTable, ...], origins: Mapping[str, str]
+) -> Iterator[str]:
     yield f"- base: {_model(summary.base)}"
     for table in tables:
         corpus = table.corpus
@@ -114,10 +121,12 @@ def _provenance(summary: Summary, tables: tuple[CorpusTable, ...]) -> Iterator[s
         )
     for candidate, row in zip(summary.candidates, tables[0].rows if tables else (), strict=False):
         file = f", {code_name(row.file)}" if row.file else ""
-        yield f"- candidate: {code_name(candidate.name)}{file}{_digest(candidate.sha256)}"
+        run = f", run {code_name(origins[candidate.name])}" if candidate.name in origins else ""
+        yield f"- candidate: {code_name(candidate.name)}{file}{_digest(candidate.sha256)}{run}"
     yield f"- engine: {_engine(summary)}"
+    runs = [code_name(run) for run in dict.fromkeys(origins.values())] or [code_name(summary.run)]
     yield (
-        f"- run: {markdown_code(summary.run, limit=NAME_SHOWN)},"
+        f"- {'runs' if len(runs) > 1 else 'run'}: {', '.join(runs)},"
         f" kldcloud {markdown_code(summary.kldcloud, limit=NAME_SHOWN)},"
         f" base stage encoding {markdown_code(summary.encoding, limit=NAME_SHOWN)}"
     )

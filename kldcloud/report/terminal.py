@@ -60,7 +60,7 @@ def print_table(summary: Summary, console: Console) -> None:
         summary: the run.
         console: where to print; its width decides how many columns there are.
     """
-    width = console.width if console.is_terminal else max(console.width, _PIPED_WIDTH)
+    width = _width(console)
     left_out: dict[str, str] = {}
     _emit(_heading(summary), console)
     _emit(Text(), console)
@@ -83,10 +83,19 @@ def print_table(summary: Summary, console: Console) -> None:
         _print_prose(f"Left out at this width: {columns}.", console, width, style="dim")
 
 
+def print_prose(text: str, console: Console, *, style: str = "") -> None:
+    """Print a sentence, folded where the lines of a table's prose are."""
+    _print_prose(text, console, _width(console), style=style)
+
+
 def print_text(text: str, console: Console) -> None:
     """Print lines that are laid out already, in characters that the output's encoding has."""
     for line in text.splitlines():
         _emit(Text(line), console)
+
+
+def _width(console: Console) -> int:
+    return console.width if console.is_terminal else max(console.width, _PIPED_WIDTH)
 
 
 def _print_corpus(table: CorpusTable, console: Console, width: int) -> dict[str, str]:

@@ -288,6 +288,17 @@ def test_an_output_that_cannot_be_written_is_no_success(sweep: Sweep, options: l
     )
 
 
+# compare
+
+
+def test_a_comparison_of_one_run_is_its_own(sweep: Sweep, command: Command) -> None:
+    said = command("compare", sweep.run, "--store", sweep.desk.store, "--format", "json")
+    assert (said.code, said.err) == (0, "")
+    found, kept = json.loads(said.out), json.loads(sweep.kept("summary.json"))
+    assert found["comparisons"] == kept["comparisons"]
+    assert found["results"] == kept["results"]
+
+
 # export-kld
 
 
