@@ -124,7 +124,7 @@ def run_shards(store: Store, plan: SweepPlan, corpus: ChunkedCorpus, workers: in
     size = agreed.get("shard_chunks") if isinstance(agreed, dict) else None
     if not isinstance(size, int) or size < 1:
         raise FormatError(f"{key}: no shard size", hint="delete it and run again")
-    return list(cut_shards(corpus.count, size))
+    return list(cut_shards(corpus.count, size, corpus.checkpoints))
 
 
 def llama_options(engine: EngineOptions, threads: int) -> LlamaOptions:

@@ -63,12 +63,15 @@ class ChunkedCorpus:
         text_sha256: of the text's UTF-8 bytes; of the base file, where the tokens came from one.
         text_tokens: tokens in the whole text, before it was cut.
         chunks: int32 [chunks, n_ctx].
+        checkpoints: numbers of first chunks after which the run may stop; none for a run that
+            measures all of them in the text's order.
     """
 
     name: str
     text_sha256: str
     text_tokens: int
     chunks: Tokens
+    checkpoints: tuple[int, ...] = ()
 
     @property
     def context(self) -> int:

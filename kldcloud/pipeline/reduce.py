@@ -18,17 +18,13 @@ from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import comparison_facts, floor_facts, profile_facts
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
+from kldcloud.pipeline.work import group_name
 from kldcloud.report.profile_file import dump_profiles
 from kldcloud.report.summary_file import SCHEMA, dump_summary
 from kldcloud.spec.job import NOISE_FLOOR
 from kldcloud.store.base import Store
 
 MAX_PARTIAL_BYTES = 1 << 32
-
-
-def group_name(candidate: str, corpus: str) -> str:
-    """What a candidate's work on one corpus is called."""
-    return f"{candidate} on {corpus}"
 
 
 @dataclass(frozen=True, slots=True)

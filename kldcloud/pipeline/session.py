@@ -13,12 +13,12 @@ from kldcloud.pipeline.deadlines import ShardDeadlines
 from kldcloud.pipeline.dispatch import REVIVAL_SECONDS, Dispatch, Failure
 from kldcloud.pipeline.machines import Actors, Machines, Seat, WorkerSettings
 from kldcloud.pipeline.plan import SweepPlan, make_plan, run_shards
-from kldcloud.pipeline.prepare import KldBase, ModelFile
+from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.pulse import DriverPulse
-from kldcloud.pipeline.reduce import group_name
 from kldcloud.pipeline.stage_base import import_kld
-from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, Reply, StageTask, Task
+from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, Task
+from kldcloud.pipeline.work import reference, stage_tasks
 from kldcloud.staging.head import read_head
 from kldcloud.staging.stage import (
     StageIdentity,
@@ -90,67 +90,44 @@ class Session:
         self._ship([base, *plan.prepared.candidates])
         return self._try_hidden(plan, base)
 
-    def stage(self, plan: SweepPlan, pulse: DriverPulse) -> None:
-        """Make every base stage whole."""
+    def import_base(self, plan: SweepPlan, pulse: DriverPulse) -> None:
+        """Make the base stage of a llama.cpp base file."""
         base = plan.prepared.base
-        if isinstance(base, KldBase):
-            corpus = plan.prepared.corpora[0]
-            pulse.change(label=f"importing {base.file}")
-            import_kld(self._store, base, corpus, plan.stages[0], self._progress)
-            return
-        for corpus, identity in zip(plan.prepared.corpora, plan.stages, strict=True):
-            if is_complete(self._store, identity):
+        assert isinstance(base, KldBase)  # noqa: S101 - the caller has asked
+        pulse.change(label=f"importing {base.file}")
+        import_kld(self._store, base, plan.prepared.corpora[0], plan.stages[0], self._progress)
+
+    def stage(self, plan: SweepPlan, at: int, pulse: DriverPulse, upto: int | None = None) -> None:
+        """Make the base stage of one corpus whole, or its first chunks.
+
+        Args:
+            plan: the run's.
+            at: which corpus.
+            pulse: for the run's signs of life.
+            upto: so many chunks; None for all.
+        """
+        base, corpus, identity = plan.prepared.base, plan.prepared.corpora[at], plan.stages[at]
+        assert isinstance(base, ModelFile)  # noqa: S101 - the caller has asked
+        if is_complete(self._store, identity, upto):
+            if upto is None:
                 self._progress.note(f"base stage for {corpus.name} is there already")
-                continue
-            engine = EngineRef(_reference(base), identity.context, plan.options)
-            proposed = plan.prepared.job.shard_chunks or shard_size(corpus.count, len(self._seats))
-            shards = stage_shards(self._store, identity, proposed)
-            tasks: list[Task] = [
-                StageTask(
-                    group=f"base {base.name} on {corpus.name}",
-                    key=identity.shard_key(shard),
-                    shard=shard,
-                    engine=engine,
-                    identity=identity,
-                    tokens=tokens_bytes(corpus.chunks[shard.first : shard.first + shard.count]),
-                )
-                for shard in shards
-            ]
-            failures = self._run(
-                plan, f"staging {base.name}", "staging", tasks, identity.prefix, pulse
-            )
-            for failure in failures.values():
-                raise failure.kind(f"{failure.group}: {failure.key}: {failure.cause}")
-            head = None
-            if identity.encoding == "hidden":
-                head = read_head(base.path, base.header)
-            finish_stage(self._store, identity, shards, corpus.chunks, head)
+            return
+        proposed = plan.prepared.job.shard_chunks or shard_size(corpus.count, len(self._seats))
+        shards = stage_shards(self._store, identity, proposed, corpus.checkpoints)
+        shards = [shard for shard in shards if upto is None or shard.first < upto]
+        tasks = stage_tasks(plan, base, corpus, identity, shards)
+        failures = self._run(plan, f"staging {base.name}", "staging", tasks, identity.prefix, pulse)
+        for failure in failures.values():
+            raise failure.kind(f"{failure.group}: {failure.key}: {failure.cause}")
+        head = None
+        if identity.encoding == "hidden":
+            head = read_head(base.path, base.header)
+        finish_stage(self._store, identity, shards, corpus.chunks, head, upto)
 
     def measure(
-        self, plan: SweepPlan, pulse: DriverPulse
-    ) -> tuple[dict[str, Sequence[Shard]], Mapping[str, Failure]]:
-        """Measure every candidate on every corpus; a candidate's failure comes back, no raise."""
-        prepared = plan.prepared
-        shards: dict[str, Sequence[Shard]] = {
-            corpus.name: run_shards(self._store, plan, corpus, len(self._seats))
-            for corpus in prepared.corpora
-        }
-        tasks: list[Task] = [
-            MeasureTask(
-                group=group_name(candidate.name, corpus.name),
-                key=plan.partial_key(candidate.name, corpus.name, shard),
-                shard=shard,
-                engine=EngineRef(_reference(candidate), identity.context, plan.options),
-                stage=identity.key,
-                run=plan.run,
-                candidate=candidate.name,
-                corpus=corpus.name,
-                llama_compat=plan.llama_compat,
-            )
-            for candidate in prepared.measured
-            for corpus, identity in zip(prepared.corpora, plan.stages, strict=True)
-            for shard in shards[corpus.name]
-        ]
+        self, plan: SweepPlan, tasks: Sequence[MeasureTask], pulse: DriverPulse
+    ) -> Mapping[str, Failure]:
+        """Measure candidates on shards; a candidate's failure comes back, no raise."""
         failures = self._run(
             plan, "measuring", "measuring", tasks, f"{plan.prefix}/partials", pulse
         )
@@ -158,7 +135,11 @@ class Session:
             if issubclass(failure.kind, StoreError):
                 # A store that fails says nothing about the candidate: the run stops, to go on.
                 raise failure.kind(f"{failure.group}: {failure.cause}")
-        return shards, failures
+        return failures
+
+    def shards(self, plan: SweepPlan, corpus: ChunkedCorpus) -> Sequence[Shard]:
+        """How the run cuts a corpus."""
+        return run_shards(self._store, plan, corpus, len(self._seats))
 
     def _ship(self, models: Sequence[ModelFile]) -> None:
         """Put into the store what other machines cannot fetch: files that were made here."""
@@ -247,7 +228,7 @@ class Session:
     def _why_not_hidden(
         self, plan: SweepPlan, base: ModelFile, identity: StageIdentity
     ) -> str | None:
-        engine = EngineRef(_reference(base), identity.context, plan.options)
+        engine = EngineRef(reference(base), identity.context, plan.options)
         chunk = tokens_bytes(plan.prepared.corpora[0].chunks[:1])
         workers = self._workers(plan)
         with self._progress.bar("trying hidden states on one chunk", 0):
@@ -257,7 +238,3 @@ class Session:
         if found <= HIDDEN_LIMIT:
             return None
         return f"rebuilt logits are {found:.2g} nats from the engine's, over {HIDDEN_LIMIT:.0e}"
-
-
-def _reference(model: ModelFile) -> ModelRef:
-    return ModelRef(model.path, model.sha256, model.header.file_bytes, model.origin)

@@ -11,6 +11,7 @@ from kldcloud.models.llama_library import llama
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.life import DriverLife, new_attempt
 from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
+from kldcloud.pipeline.measuring import measure_all
 from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, llama_options, make_plan
 from kldcloud.pipeline.prepare import HERE, ModelFile, PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
@@ -120,12 +121,12 @@ def run_sweep(
         launched.on_run(plan.run)
         note_plan(store, plan)
         with DriverPulse(store, plan.run, life) as pulse:
-            session.stage(plan, pulse)
-            shards, failures = session.measure(plan, pulse)
+            measured = measure_all(session, plan, pulse)
+            failures = measured.failures
             session.rest()
             pulse.change(state="reducing", label="reducing", failures=_lines(failures))
             with_failures = {name: failures[name] for name in sorted(failures)}
-            reduced = reduce_run(store, plan, shards, with_failures)
+            reduced = reduce_run(store, measured.plan, measured.shards, with_failures)
             summary = parse_summary(reduced.summary)
             publish(store, plan, summary, reduced, partial=bool(failures))
     seconds = time.monotonic() - started

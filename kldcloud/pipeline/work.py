@@ -1,0 +1,78 @@
+"""The tasks that a plan comes to: shards of the base to stage, shards of candidates to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kldcloud.corpus.chunks import Shard
+from kldcloud.pipeline.plan import SweepPlan
+from kldcloud.pipeline.prepare import ChunkedCorpus, ModelFile
+from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, StageTask
+from kldcloud.staging.stage import StageIdentity, tokens_bytes
+
+
+def group_name(candidate: str, corpus: str) -> str:
+    """What a candidate's work on one corpus is called."""
+    return f"{candidate} on {corpus}"
+
+
+def stage_tasks(
+    plan: SweepPlan,
+    base: ModelFile,
+    corpus: ChunkedCorpus,
+    identity: StageIdentity,
+    shards: Sequence[Shard],
+) -> list[StageTask]:
+    """The base's shards of one corpus."""
+    engine = EngineRef(reference(base), identity.context, plan.options)
+    return [
+        StageTask(
+            group=f"base {base.name} on {corpus.name}",
+            key=identity.shard_key(shard),
+            shard=shard,
+            engine=engine,
+            identity=identity,
+            tokens=tokens_bytes(corpus.chunks[shard.first : shard.first + shard.count]),
+        )
+        for shard in shards
+    ]
+
+
+def measure_tasks(
+    plan: SweepPlan,
+    candidate: ModelFile,
+    at: int,
+    shards: Sequence[Shard],
+    upto: int | None = None,
+) -> list[MeasureTask]:
+    """One candidate's shards of one corpus.
+
+    Args:
+        plan: the run's.
+        candidate: what is measured.
+        at: which corpus.
+        shards: of that corpus.
+        upto: how many chunks of the base stage are there; None for all.
+    """
+    corpus, identity = plan.prepared.corpora[at], plan.stages[at]
+    engine = EngineRef(reference(candidate), identity.context, plan.options)
+    return [
+        MeasureTask(
+            group=group_name(candidate.name, corpus.name),
+            key=plan.partial_key(candidate.name, corpus.name, shard),
+            shard=shard,
+            engine=engine,
+            stage=identity.key,
+            run=plan.run,
+            candidate=candidate.name,
+            corpus=corpus.name,
+            llama_compat=plan.llama_compat,
+            upto=upto,
+        )
+        for shard in shards
+    ]
+
+
+def reference(model: ModelFile) -> ModelRef:
+    """A model file as tasks name it."""
+    return ModelRef(model.path, model.sha256, model.header.file_bytes, model.origin)
