@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from kldcloud import __version__
-from kldcloud.cli import check, kld, launch, machines, node, plan, report, status
+from kldcloud.cli import check, compare, kld, launch, machines, node, plan, report, status
 from kldcloud.errors import KldcloudError
 
 INTERRUPTED = 130
@@ -44,6 +44,7 @@ def _options(
 app.command()(launch.launch)
 app.command()(plan.plan)
 app.command()(report.report)
+app.command()(compare.compare)
 app.command()(status.status)
 app.command()(status.runs)
 app.command()(machines.logs)

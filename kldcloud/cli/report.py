@@ -18,27 +18,39 @@ def report(
     run: RunName,
     store: RunStore = None,
     format: Annotated[  # noqa: A002 - the option's name
-        str | None, typer.Option("--format", help="md, json, csv or llama; a table if left out.")
+        str | None,
+        typer.Option(
+            "--format", help="md, json, csv, llama, reddit or hf-card; a table if left out."
+        ),
     ] = None,
     candidate: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
     corpus: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
+    pair: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Only how these two candidates differ."),
+    ] = None,
 ) -> None:
     """Show a run's results."""
     from kldcloud.cli.terminal import stdout_console
     from kldcloud.errors import UserError
     from kldcloud.pipeline.runs import find_run, read_summary
     from kldcloud.report.llama_text import render_llama
+    from kldcloud.report.pair_text import render_pair
     from kldcloud.report.render import render
-    from kldcloud.report.terminal import print_table
+    from kldcloud.report.terminal import print_table, print_text
 
     if format != "llama" and (candidate is not None or corpus is not None):
         raise UserError(
             "--candidate and --corpus choose blocks of --format llama",
             hint="leave them out, or add --format llama",
         )
+    if pair is not None and format is not None:
+        raise UserError("--pair is text, and no part of a format", hint="leave one of them out")
     found = find_run(run, store)
     summary = read_summary(found)
-    if format is None:
+    if pair is not None:
+        print_text(render_pair(summary, *pair), stdout_console())
+    elif format is None:
         print_table(summary, stdout_console())
     elif format == "llama":
         typer.echo(render_llama(summary, candidate, corpus), nl=False)

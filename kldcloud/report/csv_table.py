@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
+from kldcloud.report.across_corpora import MACRO, macro_rows
 from kldcloud.report.escaping import csv_text
 from kldcloud.report.summary_shape import Estimate, Result, Summary
 from kldcloud.report.table import CorpusTable, TableRow, corpus_tables
@@ -16,13 +18,20 @@ from kldcloud.report.table import CorpusTable, TableRow, corpus_tables
 Cell = str | int | float | None
 
 
-def render_csv(summary: Summary) -> str:
+def render_csv(summary: Summary, origins: Mapping[str, str] = MappingProxyType({})) -> str:
     """Write a run's statistics as CSV for a spreadsheet or a data frame.
 
     Headings are lower-case words joined by underscores (`kld_p99_9`). An estimate fills five
     columns: its value, then `_error_naive`, `_error` (cluster-robust), `_low95` and `_high95`; a
     number of llama.cpp's block fills two, its value and `_error`. Units are those of summary.json
     (nats, fractions of one). An empty cell is a number that does not exist.
+
+    Of several corpora there is also a row a candidate whose corpus is `macro average`: the mean
+    over them with equal weights, of `kld_mean` and `same_top` alone.
+
+    Args:
+        summary: the run.
+        origins: candidate -> its run, where they are from several.
 
     Returns:
         A heading line and one line a candidate and corpus, each ended by a newline.
@@ -36,9 +45,31 @@ def render_csv(summary: Summary) -> str:
         for at, row in enumerate(table.rows):
             result = results.get((row.candidate, table.corpus.name))
             statistics = (cell for _, cell in _flattened(Result, result, ""))
-            cells = [*_identity(summary, table, at, row), *statistics]
-            writer.writerow(csv_text(cell) if isinstance(cell, str) else cell for cell in cells)
+            run = origins.get(row.candidate, summary.run)
+            cells = [run, *_identity(summary, table, at, row), *statistics]
+            writer.writerow(map(_written, cells))
+    for over_all in _macro(summary, origins):
+        writer.writerow(_written(over_all.get(heading)) for heading in headings)
     return out.getvalue()
+
+
+def _written(cell: Cell) -> Cell:
+    return csv_text(cell) if isinstance(cell, str) else cell
+
+
+def _macro(summary: Summary, origins: Mapping[str, str]) -> Iterator[dict[str, Cell]]:
+    """Rows over all corpora, by heading."""
+    for row in macro_rows(summary):
+        top = row.same_top.scaled(0.01)
+        yield {
+            "run": origins.get(row.candidate, summary.run),
+            "corpus": MACRO,
+            "candidate": row.candidate,
+            "kld_mean": row.kld_mean.value,
+            "kld_mean_error": row.kld_mean.error,
+            "same_top": top.value,
+            "same_top_error": top.error,
+        }
 
 
 def _identity_headings() -> tuple[str, ...]:
@@ -61,13 +92,15 @@ def _identity_headings() -> tuple[str, ...]:
         "kldcloud",
         "status",
         "failure",
+        "rank_low",
+        "rank_high",
     )
 
 
+# Less the run, which the caller knows.
 def _identity(summary: Summary, table: CorpusTable, at: int, row: TableRow) -> tuple[Cell, ...]:
     candidate = summary.candidates[at]
     return (
-        summary.run,
         table.corpus.name,
         table.corpus.sha256,
         table.corpus.context,
@@ -85,6 +118,8 @@ def _identity(summary: Summary, table: CorpusTable, at: int, row: TableRow) -> t
         summary.kldcloud,
         row.status,
         row.failure,
+        row.rank.low if row.rank else None,
+        row.rank.high if row.rank else None,
     )
 
 

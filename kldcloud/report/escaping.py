@@ -12,6 +12,12 @@ _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # Spreadsheets evaluate cells that start so; some also accept the full-width forms.
 _FORMULA_STARTS: Final = frozenset("=+-@|%\uff1d\uff0b\uff0d\uff20")
 _ELLIPSIS: Final = "..."
+# What old Reddit's renderer lets a backslash disarm, less what needs that at the start of a line
+# only. Slashes, for r/all and u/somebody are links; colons, for addresses are.
+_REDDIT_MARKS: Final = frozenset("`*_{}[]()#!&<>/^~:")
+# And what it does not: its tables split at an escaped pipe too. A backslash that ends a cell would
+# escape the new renderer's next pipe.
+_REDDIT_ENTITIES: Final = {"|": "&#124;", "@": "&#64;", "$": "&#36;", "\\": "&#92;"}
 
 
 def printable(text: str, *, limit: int | None = None) -> str:
@@ -51,10 +57,20 @@ def markdown_code_cell(text: str, *, limit: int | None = None) -> str:
     return markdown_code(text, limit=limit).replace("|", "\\|")
 
 
+def reddit_text(text: str, *, limit: int | None = None) -> str:
+    """Write text for a Reddit post, in a table or a sentence: no emphasis, links or mentions."""
+    marked = "".join(map(_for_reddit, printable(text, limit=limit)))
+    return re.sub(r"(?i)www\.", lambda found: f"{found[0][:-1]}\\.", marked)
+
+
 def csv_text(text: str) -> str:
     """Write text for a CSV cell: one line, and never a formula (a leading quote disarms it)."""
     shown = printable(text)
     return f"'{shown}" if shown.lstrip()[:1] in _FORMULA_STARTS and shown.strip() else shown
+
+
+def _for_reddit(char: str) -> str:
+    return f"\\{char}" if char in _REDDIT_MARKS else _REDDIT_ENTITIES.get(char, char)
 
 
 def _visible(char: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kldcloud.errors import UserError
 from kldcloud.report.escaping import printable
+from kldcloud.report.known_names import check_known
 from kldcloud.report.summary_shape import LlamaBlock, Measurement, Summary
 
 
@@ -22,8 +23,10 @@ def render_llama(summary: Summary, candidate: str | None = None, corpus: str | N
     Raises:
         UserError: no such candidate or corpus, or nothing of llama.cpp's kind was measured.
     """
-    _check_name("candidate", candidate, [known.name for known in summary.candidates])
-    _check_name("corpus", corpus, [known.name for known in summary.corpora])
+    if candidate is not None:
+        check_known("candidate", candidate, [known.name for known in summary.candidates])
+    if corpus is not None:
+        check_known("corpus", corpus, [known.name for known in summary.corpora])
     chosen = [
         measurement
         for measurement in summary.results
@@ -54,16 +57,6 @@ def _block(llama: LlamaBlock, positions: int) -> str:
 
     plain = llama.model_dump(mode="json", by_alias=True)
     return render_block(LlamaStatistics.from_json_dict(plain, count=positions))
-
-
-def _check_name(kind: str, name: str | None, known: list[str]) -> None:
-    if name is None or name in known:
-        return
-    names = ", ".join(printable(each, limit=80) for each in known[:20]) or "none"
-    raise UserError(
-        f'no {kind} "{printable(name, limit=80)}" in this run',
-        hint=f"it has: {names}",
-    )
 
 
 def _why_none(summary: Summary, chosen: list[Measurement]) -> str:

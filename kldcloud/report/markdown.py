@@ -2,71 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
-from kldcloud.report.escaping import markdown_code, markdown_code_cell
+from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows, rank_warnings
+from kldcloud.report.differences import comparisons, holm_words
+from kldcloud.report.escaping import markdown_code
+from kldcloud.report.markdown_tables import (
+    NAME_SHOWN,
+    code_name,
+    corpus_lines,
+    macro_lines,
+    pair_lines,
+)
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note
 from kldcloud.report.rounding import MISSING, bits_figure, gib_figure
 from kldcloud.report.summary_shape import Base, Candidate, Summary
-from kldcloud.report.table import (
-    GIB,
-    CorpusTable,
-    TableRow,
-    corpus_tables,
-    outcome,
-    shown_columns,
-)
+from kldcloud.report.table import GIB, CorpusTable, TableRow, corpus_tables
 
 _DIGEST_SHOWN: Final = 12
-_NAME_SHOWN: Final = 120
 _CAUSE_SHOWN: Final = 400
 
 
-def render_markdown(summary: Summary) -> str:
+def render_markdown(summary: Summary, origins: Mapping[str, str] = MappingProxyType({})) -> str:
     """Write a run's report as GitHub-flavoured Markdown.
 
+    Args:
+        summary: the run.
+        origins: candidate -> its run, where they are from several.
+
     Returns:
-        Title, one table a corpus, how to read them, failures with their cause, and what was
-        measured; ends in one newline.
+        Title, one table a corpus and one over several, how to read them, which neighbours the data
+        tell apart, failures with their cause, and what was measured; ends in one newline.
     """
-    return "\n".join(_lines(summary)) + "\n"
+    return "\n".join(_lines(summary, origins)) + "\n"
 
 
-def _lines(summary: Summary) -> Iterator[str]:
+def _lines(summary: Summary, origins: Mapping[str, str]) -> Iterator[str]:
     tables = corpus_tables(summary)
-    yield f"# KL divergence: {_name(summary.name)}"
+    yield f"# KL divergence: {code_name(summary.name)}"
     yield ""
     if note := progress_note(summary):
         yield f"**{note}**"
         yield ""
     for table in tables:
-        yield f"## On {_name(table.corpus.name)}"
+        yield f"## On {code_name(table.corpus.name)}"
         yield ""
-        yield from _table(table)
+        yield from corpus_lines(table)
+        yield ""
+    yield from _macro(summary)
+    for warning in rank_warnings(summary, code_name):
+        yield f"**{warning}**"
         yield ""
     yield how_to_read(summary)
     yield ""
+    yield from _differences(summary)
     yield from _failures(tables)
     yield "## What was measured"
     yield ""
-    yield from _provenance(summary, tables)
+    yield from _provenance(summary, tables, origins)
 
 
-def _table(table: CorpusTable) -> Iterator[str]:
-    columns = shown_columns(table.rows)
-    yield _line(["candidate", *(column.heading for column in columns)])
-    yield _line(["---", *("---:" for _ in columns)])
-    for row in table.rows:
-        instead = outcome(row)
-        cells = [
-            instead if instead and column.key == "kld" else column.cell(row) for column in columns
-        ]
-        yield _line([markdown_code_cell(row.candidate, limit=_NAME_SHOWN), *cells])
+def _macro(summary: Summary) -> Iterator[str]:
+    rows = macro_rows(summary)
+    if not rows:
+        return
+    yield f"## {MACRO.capitalize()}"
+    yield ""
+    yield f"The mean {macro_note(summary)}."
+    yield ""
+    yield from macro_lines(rows)
+    yield ""
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _differences(summary: Summary) -> Iterator[str]:
+    compared = comparisons(summary)
+    if not compared:
+        return
+    yield "## Differences"
+    yield ""
+    for corpus, comparison in compared.items():
+        adjusted = holm_words(comparison)
+        yield (
+            f"Neighbours on {code_name(corpus)}, by how much their mean KLD differs, chunk by chunk"
+            f"{f'; p {adjusted}' if adjusted else ''}."
+        )
+        yield ""
+        yield from pair_lines(comparison)
+        yield ""
 
 
 def _failures(tables: tuple[CorpusTable, ...]) -> Iterator[str]:
@@ -82,32 +106,36 @@ def _failures(tables: tuple[CorpusTable, ...]) -> Iterator[str]:
 
 def _failure(row: TableRow, corpus: str) -> str:
     cause = markdown_code(row.failure or "", limit=_CAUSE_SHOWN)
-    return f"- {_name(row.candidate)} on {_name(corpus)}: {cause}"
+    return f"- {code_name(row.candidate)} on {code_name(corpus)}: {cause}"
 
 
-def _provenance(summary: Summary, tables: tuple[CorpusTable, ...]) -> Iterator[str]:
+def _provenance(
+    summary: Summary, tables: tuple[CorpusTable, ...], origins: Mapping[str, str]
+) -> Iterator[str]:
     yield f"- base: {_model(summary.base)}"
     for table in tables:
         corpus = table.corpus
         yield (
-            f"- corpus: {_name(corpus.name)}, {corpus_note(table)},"
+            f"- corpus: {code_name(corpus.name)}, {corpus_note(table)},"
             f" cut from {corpus.tokens:,} tokens{_digest(corpus.sha256)}"
         )
     for candidate, row in zip(summary.candidates, tables[0].rows if tables else (), strict=False):
-        file = f", {_name(row.file)}" if row.file else ""
-        yield f"- candidate: {_name(candidate.name)}{file}{_digest(candidate.sha256)}"
+        file = f", {code_name(row.file)}" if row.file else ""
+        run = f", run {code_name(origins[candidate.name])}" if candidate.name in origins else ""
+        yield f"- candidate: {code_name(candidate.name)}{file}{_digest(candidate.sha256)}{run}"
     yield f"- engine: {_engine(summary)}"
+    runs = [code_name(run) for run in dict.fromkeys(origins.values())] or [code_name(summary.run)]
     yield (
-        f"- run: {markdown_code(summary.run, limit=_NAME_SHOWN)},"
-        f" kldcloud {markdown_code(summary.kldcloud, limit=_NAME_SHOWN)},"
-        f" base stage encoding {markdown_code(summary.encoding, limit=_NAME_SHOWN)}"
+        f"- {'runs' if len(runs) > 1 else 'run'}: {', '.join(runs)},"
+        f" kldcloud {markdown_code(summary.kldcloud, limit=NAME_SHOWN)},"
+        f" base stage encoding {markdown_code(summary.encoding, limit=NAME_SHOWN)}"
     )
 
 
 def _model(model: Base | Candidate) -> str:
     size = gib_figure(None if model.bytes is None else model.bytes / GIB)
     bits = bits_figure(model.bits_per_weight)
-    facts = [_name(model.name)]
+    facts = [code_name(model.name)]
     if size != MISSING:
         facts.append(f"{size} GiB")
     if bits != MISSING:
@@ -123,11 +151,7 @@ def _engine(summary: Summary) -> str:
         for key, value in summary.engine.items()
         if value and key not in {"name", "version", "backend"}
     ]
-    return ", ".join(markdown_code(fact, limit=_NAME_SHOWN) for fact in [*lead, *rest] if fact)
-
-
-def _name(name: str) -> str:
-    return markdown_code(name, limit=_NAME_SHOWN)
+    return ", ".join(markdown_code(fact, limit=NAME_SHOWN) for fact in [*lead, *rest] if fact)
 
 
 def _digest(sha256: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kldcloud.report.differences import comparisons
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import CorpusTable
 
@@ -25,6 +26,11 @@ def how_to_read(summary: Summary, *, naive_error: bool = True) -> str:
         )
     else:
         sentences.append("± is one standard error, cluster-robust by chunk.")
+    if comparisons(summary):
+        sentences.append(
+            "Ranks are by mean KLD, and ranges where paired differences cannot tell candidates"
+            " apart (95 % confidence for all of a table together)."
+        )
     if any(result.kld.mean.error is None for result in results):
         sentences.append("No ± where too few chunks give no error.")
     if any(result.kld.quantiles == "histogram" for result in results):

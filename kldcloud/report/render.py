@@ -1,4 +1,4 @@
-"""One summary, four forms: what `kldcloud report --format` prints."""
+"""One summary in several forms: what `kldcloud report --format` prints."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Final
 from kldcloud.errors import UserError
 from kldcloud.report.csv_table import render_csv
 from kldcloud.report.escaping import printable
+from kldcloud.report.hf_card import render_hf_card
 from kldcloud.report.llama_text import render_llama
 from kldcloud.report.markdown import render_markdown
+from kldcloud.report.reddit import render_reddit
 from kldcloud.report.summary_file import dump_summary
 from kldcloud.report.summary_shape import Summary
 
 
 def render(summary: Summary, format: str) -> str:  # noqa: A002 -- the word that people type
-    """Render a summary as `md`, `json`, `csv` or `llama`; the text ends in a newline.
+    """Render a summary in one of `FORMATS`; the text ends in a newline.
 
     Raises:
-        UserError: an unknown format, or `llama` for a run without llama.cpp's statistics.
+        UserError: an unknown format, or one that needs what the run does not have: `llama` its
+            statistics, `hf-card` any result.
     """
     if format not in FORMATS:
         raise UserError(
@@ -34,5 +37,12 @@ def _render_json(summary: Summary) -> str:
 
 
 FORMATS: Final[Mapping[str, Callable[[Summary], str]]] = MappingProxyType(
-    {"md": render_markdown, "json": _render_json, "csv": render_csv, "llama": render_llama}
+    {
+        "md": render_markdown,
+        "json": _render_json,
+        "csv": render_csv,
+        "llama": render_llama,
+        "reddit": render_reddit,
+        "hf-card": render_hf_card,
+    }
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, Literal
 
+from kldcloud.report.differences import comparisons, rank_figure
 from kldcloud.report.rounding import (
     MISSING,
     Measured,
@@ -16,7 +17,14 @@ from kldcloud.report.rounding import (
     kld_with_error,
     rounded_to_error,
 )
-from kldcloud.report.summary_shape import Candidate, Corpus, Estimate, Measurement, Summary
+from kldcloud.report.summary_shape import (
+    Candidate,
+    Corpus,
+    Estimate,
+    Measurement,
+    Rank,
+    Summary,
+)
 
 GIB: Final = 2**30
 
@@ -29,7 +37,7 @@ class TableRow:
 
     KL divergences are in nats, shares and probability changes in per cent. Errors are standard
     errors, cluster-robust by chunk, except that of `llama_kld_mean`, which treats tokens as
-    independent, as llama.cpp does.
+    independent, as llama.cpp does. `rank` is None where there is nothing to compare with.
     """
 
     candidate: str
@@ -47,6 +55,7 @@ class TableRow:
     same_top: Measured
     rms_change: Measured
     ppl_ratio: Measured
+    rank: Rank | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class Column:
 
 # The candidate's name comes before these; each renderer escapes it in its own way.
 COLUMNS: Final = (
+    Column("rank", "rank", lambda row: rank_figure(row.rank)),
     Column("size", "GiB", lambda row: gib_figure(row.gib)),
     Column("bits", "bpw", lambda row: bits_figure(row.bits_per_weight)),
     Column("kld", "mean KLD", lambda row: kld_with_error(row.kld_mean)),
@@ -76,14 +86,20 @@ COLUMNS: Final = (
     Column("p99", "99 %", lambda row: kld_figure(row.kld_p99)),
     Column("p99_9", "99.9 %", lambda row: kld_figure(row.kld_p99_9)),
     Column("maximum", "max", lambda row: kld_figure(row.kld_maximum)),
-    Column("same_top", "same top %", lambda row: _percent(row.same_top)),
-    Column("rms_change", "RMS Δp %", lambda row: _percent(row.rms_change)),
+    Column("same_top", "same top %", lambda row: percent_figure(row.same_top)),
+    Column("rms_change", "RMS Δp %", lambda row: percent_figure(row.rms_change)),
     Column(
         "ppl_ratio",
         "PPL ratio",
         lambda row: rounded_to_error(row.ppl_ratio, most=6, without_error=4),
     ),
 )
+
+# Beside the exact mean the heading can be short, and the naive error is in report.md.
+_BARE_LLAMA_COLUMN: Final = Column(
+    "llama_kld", "llama.cpp's", lambda row: kld_figure(row.llama_kld_mean.value)
+)
+_OPTIONAL: Final = frozenset({"rank", "llama_kld"})
 
 
 def corpus_tables(summary: Summary) -> tuple[CorpusTable, ...]:
@@ -92,19 +108,22 @@ def corpus_tables(summary: Summary) -> tuple[CorpusTable, ...]:
     A pair that the summary does not hold yet (a partial run) becomes a row of status `missing`.
     """
     found = {(result.candidate, result.corpus): result for result in summary.results}
-    return tuple(
-        CorpusTable(
-            corpus=corpus,
-            rows=tuple(
-                table_row(candidate, found.get((candidate.name, corpus.name)))
-                for candidate in summary.candidates
-            ),
-        )
-        for corpus in summary.corpora
-    )
+    ranks = {
+        (rank.candidate, corpus): rank
+        for corpus, comparison in comparisons(summary).items()
+        for rank in comparison.ranks
+    }
+    tables = []
+    for corpus in summary.corpora:
+        pairs = [(candidate, (candidate.name, corpus.name)) for candidate in summary.candidates]
+        rows = (table_row(each, found.get(pair), ranks.get(pair)) for each, pair in pairs)
+        tables.append(CorpusTable(corpus, tuple(rows)))
+    return tuple(tables)
 
 
-def table_row(candidate: Candidate, measurement: Measurement | None) -> TableRow:
+def table_row(
+    candidate: Candidate, measurement: Measurement | None, rank: Rank | None = None
+) -> TableRow:
     """The row of one candidate, from its measurement on one corpus or from the lack of one."""
     result = measurement.result if measurement else None
     llama = result.llama if result else None
@@ -131,15 +150,21 @@ def table_row(candidate: Candidate, measurement: Measurement | None) -> TableRow
         same_top=_measured(result.same_top if result else None).scaled(100),
         rms_change=_measured(result.probability_change.rms if result else None).scaled(100),
         ppl_ratio=_measured(result.perplexity.ratio if result else None),
+        rank=rank if result else None,
     )
 
 
-def shown_columns(rows: tuple[TableRow, ...]) -> tuple[Column, ...]:
-    """The columns that have something to show: without llama.cpp's statistics, not its column."""
+def shown_columns(rows: tuple[TableRow, ...], *, naive_error: bool = True) -> tuple[Column, ...]:
+    """The columns that have something to show: not every run has ranks or llama.cpp's KLD.
+
+    Args:
+        rows: what they would show.
+        naive_error: whether llama.cpp's KLD has its ± beside it.
+    """
     return tuple(
-        column
+        _BARE_LLAMA_COLUMN if column.key == "llama_kld" and not naive_error else column
         for column in COLUMNS
-        if column.key != "llama_kld" or any(column.cell(row) != MISSING for row in rows)
+        if column.key not in _OPTIONAL or any(column.cell(row) != MISSING for row in rows)
     )
 
 
@@ -154,5 +179,6 @@ def _measured(estimate: Estimate | None) -> Measured:
     return Measured(value=estimate.value, error=estimate.error)
 
 
-def _percent(measured: Measured) -> str:
+def percent_figure(measured: Measured) -> str:
+    """A share in per cent to the second digit of its error."""
     return rounded_to_error(measured, most=4, without_error=2)

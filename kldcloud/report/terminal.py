@@ -9,9 +9,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from kldcloud.report.across_corpora import MACRO, MacroRow, macro_note, macro_rows, rank_warnings
+from kldcloud.report.differences import comparisons, undecided_note
 from kldcloud.report.escaping import printable
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note
-from kldcloud.report.rounding import kld_figure
+from kldcloud.report.rounding import kld_with_error
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import (
     Column,
@@ -19,6 +21,7 @@ from kldcloud.report.table import (
     TableRow,
     corpus_tables,
     outcome,
+    percent_figure,
     shown_columns,
 )
 
@@ -28,6 +31,7 @@ _DROP_ORDER: Final = (
     "maximum",
     "median",
     "bits",
+    "rank",
     "p99",
     "llama_kld",
     "size",
@@ -35,10 +39,7 @@ _DROP_ORDER: Final = (
     "same_top",
     "p99_9",
 )
-# Beside the exact mean the heading can be short, and the naive error is in report.md.
-_LLAMA_COLUMN: Final = Column(
-    "llama_kld", "llama.cpp's", lambda row: kld_figure(row.llama_kld_mean.value)
-)
+_MACRO_HEADINGS: Final = ("mean KLD", "same top %")
 _PIPED_WIDTH: Final = 120  # a pipe has no width of its own
 _PROSE_WIDTH: Final = 100
 _NAME_SHOWN: Final = 48
@@ -50,7 +51,7 @@ _ASCII: Final = str.maketrans({"±": "+-", "Δ": "d", "─": "-"})
 
 
 def print_table(summary: Summary, console: Console) -> None:
-    """Print one table a corpus, then failures and how to read it.
+    """Print one table a corpus, then what they come to together, failures, and how to read it.
 
     Columns that do not fit are left out and named below the table. A pipe gets plain text: no
     colours, no rules, and ASCII alone where the output's encoding cannot carry more.
@@ -59,13 +60,19 @@ def print_table(summary: Summary, console: Console) -> None:
         summary: the run.
         console: where to print; its width decides how many columns there are.
     """
-    width = console.width if console.is_terminal else max(console.width, _PIPED_WIDTH)
+    width = _width(console)
     left_out: dict[str, str] = {}
     _emit(_heading(summary), console)
     _emit(Text(), console)
     tables = corpus_tables(summary)
+    compared = comparisons(summary)
     for table in tables:
         left_out.update(_print_corpus(table, console, width))
+        if (comparison := compared.get(table.corpus.name)) is not None:
+            _print_note(undecided_note(comparison, _quoted), console, width)
+    _print_macro(summary, console, width)
+    for warning in rank_warnings(summary, _quoted):
+        _print_prose(warning, console, width, style="yellow")
     for table in tables:
         _print_failures(table, console, width)
     if note := progress_note(summary):
@@ -76,12 +83,24 @@ def print_table(summary: Summary, console: Console) -> None:
         _print_prose(f"Left out at this width: {columns}.", console, width, style="dim")
 
 
+def print_prose(text: str, console: Console, *, style: str = "") -> None:
+    """Print a sentence, folded where the lines of a table's prose are."""
+    _print_prose(text, console, _width(console), style=style)
+
+
+def print_text(text: str, console: Console) -> None:
+    """Print lines that are laid out already, in characters that the output's encoding has."""
+    for line in text.splitlines():
+        _emit(Text(line), console)
+
+
+def _width(console: Console) -> int:
+    return console.width if console.is_terminal else max(console.width, _PIPED_WIDTH)
+
+
 def _print_corpus(table: CorpusTable, console: Console, width: int) -> dict[str, str]:
     """Print one corpus's table; returns the headings that did not fit, by column key."""
-    wanted = [
-        _LLAMA_COLUMN if column.key == "llama_kld" else column
-        for column in shown_columns(table.rows)
-    ]
+    wanted = shown_columns(table.rows, naive_error=False)
     cells = {
         column.key: [column.heading, *(_cell(column, row) for row in table.rows)]
         for column in wanted
@@ -92,22 +111,54 @@ def _print_corpus(table: CorpusTable, console: Console, width: int) -> dict[str,
     name_width = max(map(cell_len, names))
     kept = _fitting(wanted, widths, width - name_width)
 
-    title = Text(printable(table.corpus.name, limit=_NAME_SHOWN), style="bold")
-    title.append(f"{_GAP}{corpus_note(table)}", style="not bold dim")
-    _emit(title, console)
+    _print_title(table.corpus.name, corpus_note(table), console)
     statuses = ("heading", *(row.status for row in table.rows))
     for at, (name, status) in enumerate(zip(names, statuses, strict=True)):
         line = Text(name + " " * (name_width - cell_len(name)), style=_STYLES[status])
         for column in kept:
-            text = cells[column.key][at]
             style = "bold" if column.key == "kld" and status == "complete" else ""
-            line.append(_GAP + " " * (widths[column.key] - cell_len(text)))
-            line.append(text, style=style)
-        _emit(line, console)
-        if status == "heading" and console.is_terminal:
-            _emit(Text("─" * cell_len(line.plain), style="dim"), console)
+            _append_cell(line, cells[column.key][at], widths[column.key], style)
+        _print_row(line, console, ruled=status == "heading")
     _emit(Text(), console)
     return {column.key: column.heading for column in wanted if column not in kept}
+
+
+def _print_macro(summary: Summary, console: Console, width: int) -> None:
+    rows = macro_rows(summary)
+    if not rows:
+        return
+    cells = [_macro_cells(row) for row in rows]
+    wide = [max(map(cell_len, column)) for column in zip(_MACRO_HEADINGS, *cells, strict=True)]
+    name_limit = min(_NAME_SHOWN, max(width - sum(wide) - len(wide) * len(_GAP), _NAME_LEAST))
+    names = ["candidate", *(printable(row.candidate, limit=name_limit) for row in rows)]
+    name_width = max(map(cell_len, names))
+    _print_title(MACRO, macro_note(summary), console)
+    for at, (name, texts) in enumerate(zip(names, [_MACRO_HEADINGS, *cells], strict=True)):
+        line = Text(name + " " * (name_width - cell_len(name)), style="" if at else "dim")
+        for text, column_width in zip(texts, wide, strict=True):
+            _append_cell(line, text, column_width, "")
+        _print_row(line, console, ruled=not at)
+    _emit(Text(), console)
+
+
+def _macro_cells(row: MacroRow) -> tuple[str, str]:
+    return kld_with_error(row.kld_mean), percent_figure(row.same_top)
+
+
+def _print_title(name: str, note: str, console: Console) -> None:
+    title = Text(printable(name, limit=_NAME_SHOWN), style="bold")
+    _emit(title.append(f"{_GAP}{note}", style="not bold dim"), console)
+
+
+def _append_cell(line: Text, text: str, width: int, style: str) -> None:
+    line.append(_GAP + " " * (width - cell_len(text)))
+    line.append(text, style=style)
+
+
+def _print_row(line: Text, console: Console, *, ruled: bool) -> None:
+    _emit(line, console)
+    if ruled and console.is_terminal:
+        _emit(Text("─" * cell_len(line.plain), style="dim"), console)
 
 
 def _heading(summary: Summary) -> Text:
@@ -122,7 +173,7 @@ def _cell(column: Column, row: TableRow) -> str:
     return (column.key == "kld" and outcome(row)) or column.cell(row)
 
 
-def _fitting(wanted: list[Column], widths: dict[str, int], room: int) -> list[Column]:
+def _fitting(wanted: tuple[Column, ...], widths: dict[str, int], room: int) -> list[Column]:
     """Admit columns from the most to the least wanted while there is room."""
     ranked = sorted(
         wanted,
@@ -144,6 +195,17 @@ def _print_failures(table: CorpusTable, console: Console, width: int) -> None:
             corpus = printable(table.corpus.name, limit=_NAME_SHOWN)
             cause = printable(row.failure or "", limit=_CAUSE_SHOWN)
             _print_prose(f"{name} on {corpus} failed: {cause}", console, width, style="red")
+
+
+def _print_note(text: str | None, console: Console, width: int) -> None:
+    """A sentence about the table above it, and a line's room before the next one."""
+    if text is not None:
+        _print_prose(text, console, width, style="")
+        _emit(Text(), console)
+
+
+def _quoted(name: str) -> str:
+    return printable(name, limit=_NAME_SHOWN)
 
 
 def _print_prose(text: str, console: Console, width: int, *, style: str) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from kldcloud.divergence.estimates import Means
 from kldcloud.divergence.moments import INDEX, Moments, merge_in_order
 from kldcloud.divergence.partial import PartialIdentity
-from kldcloud.divergence.partial_footer import TAIL_BYTES, footer_size, read_moments
 from kldcloud.errors import FormatError
+from kldcloud.pipeline.committed_moments import committed_moments
 from kldcloud.status.run_files import PartialFile
-from kldcloud.store.base import Store
+from kldcloud.store.base import ObjectInfo, Store
 from kldcloud.store.s3_parallel import run_in_flight
 
 READS_IN_FLIGHT = 16
@@ -73,21 +73,14 @@ class CommittedMeans:
         return self._means.get(pair)
 
     def _look(self, part: PartialFile, _: threading.Event) -> tuple[Moments, ...] | FormatError:
-        chunks = part.shard.count
-        identity = PartialIdentity(self._run, part.candidate, part.corpus, part.shard.first, chunks)
+        identity = PartialIdentity(
+            self._run, part.candidate, part.corpus, part.shard.first, part.shard.count
+        )
         try:
-            tail = self._last(part, min(part.size, TAIL_BYTES))
-            needed = footer_size(tail, size=part.size, chunks=chunks, name=part.key)
-            footer = tail[-needed:] if needed <= len(tail) else self._last(part, needed)
-            moments = read_moments(footer, expected=identity, name=part.key)
+            moments = committed_moments(self._store, ObjectInfo(part.key, part.size), identity)
         except FormatError as error:
             return error
         return tuple(_kept(each) for each in moments)
-
-    def _last(self, part: PartialFile, count: int) -> bytes:
-        buffer = bytearray(count)
-        self._store.read_into(part.key, part.size - count, memoryview(buffer))
-        return bytes(buffer)
 
 
 def _kept(moments: Moments) -> Moments:

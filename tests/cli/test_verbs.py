@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from command_line import CHUNKS, CONTEXT, Desk, Said, run
 from tiny_models import TinyPair
 
 from kldcloud import __version__
+from kldcloud.report.render import FORMATS
 from kldcloud.staging.kld_file import read_kld_header
 from kldcloud.store import open_store
 
@@ -223,9 +225,34 @@ def test_a_report_in_the_words_of_llama_cpp_has_a_block_for_each_candidate(
 
 def test_a_report_of_what_the_run_does_not_have_is_refused(sweep: Sweep, command: Command) -> None:
     line = command(*sweep.report("--format", "pdf")).complaint
-    assert line == 'no report format "pdf"; choose one of md, json, csv, llama'
+    assert line == f'no report format "pdf"; choose one of {", ".join(FORMATS)}'
     line = command(*sweep.report("--format", "llama", "--candidate", "Q9")).complaint
     assert line == 'no candidate "Q9" in this run; it has: candidate, Q8_0'
+
+
+def test_the_help_names_every_format(command: Command) -> None:
+    text = " ".join(command("report", "--help").out.split())
+    for name in FORMATS:
+        assert re.search(rf"\b{name}\b", text), name
+
+
+def test_a_pair_is_shown_whichever_is_named_first(sweep: Sweep, command: Command) -> None:
+    said = command(*sweep.report("--pair", "candidate", "Q8_0"))
+    assert (said.code, said.err) == (0, "")
+    (pair,) = json.loads(sweep.kept("summary.json"))["comparisons"][0]["pairs"]
+    heading, difference, *_ = said.out.splitlines()
+    sign = "<" if pair["distinguishable"] else "~"
+    assert heading.split()[::2] == ["text:", sign]
+    assert heading.split()[1::2] == [pair["better"], pair["worse"]]
+    assert f" {pair['difference']:.6f} ± {pair['error']:.6f} nats" in difference
+    assert command(*sweep.report("--pair", "Q8_0", "candidate")).out == said.out
+
+
+def test_a_pair_of_strangers_is_refused(sweep: Sweep, command: Command) -> None:
+    line = command(*sweep.report("--pair", "Q8_0", "Q9")).complaint
+    assert line == 'no candidate "Q9" in this run; it has: candidate, Q8_0'
+    line = command(*sweep.report("--pair", "Q8_0", "candidate", "--format", "md")).complaint
+    assert line.startswith("--pair is text, and no part of a format; ")
 
 
 @pytest.mark.parametrize("options", [[], ["--format", "json"], ["--format", "md"]])
@@ -259,6 +286,17 @@ def test_an_output_that_cannot_be_written_is_no_success(sweep: Sweep, options: l
     assert done.stderr == (
         "kldcloud: No space left on device; run the same command again once it is mended\n"
     )
+
+
+# compare
+
+
+def test_a_comparison_of_one_run_is_its_own(sweep: Sweep, command: Command) -> None:
+    said = command("compare", sweep.run, "--store", sweep.desk.store, "--format", "json")
+    assert (said.code, said.err) == (0, "")
+    found, kept = json.loads(said.out), json.loads(sweep.kept("summary.json"))
+    assert found["comparisons"] == kept["comparisons"]
+    assert found["results"] == kept["results"]
 
 
 # export-kld

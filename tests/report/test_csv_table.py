@@ -6,8 +6,11 @@ import csv
 import io
 from typing import Any
 
+import pytest
+
 from kldcloud.report.csv_table import render_csv
 
+from .compared import compared_run
 from .summaries import (
     CHANGE_QUANTILES,
     QUANTILES,
@@ -77,6 +80,7 @@ def test_there_is_a_row_for_each_pair_whatever_became_of_it() -> None:
     assert [row["status"] for row in found] == [
         *("complete", "complete", "failed"),
         *("complete", "missing", "missing"),
+        *("", "", ""),  # over both corpora
     ]
     assert (found[2]["failure"], found[2]["kld_mean"]) == ("ends early", "")
     one_chunk = found[3]
@@ -98,3 +102,29 @@ def test_hostile_names_stay_text_on_one_line() -> None:
 
 def test_negative_numbers_stay_numbers() -> None:
     assert rows(summary_dict())[0]["probability_change_minimum"] == "-0.9"
+
+
+def test_ranks_are_two_numbers() -> None:
+    found = rows(compared_run({"text": {"Q8_0": 0.001, "Q4_K_M": 0.05, "UD-Q4": 0.05}}))
+    ranks = [(row["candidate"], row["rank_low"], row["rank_high"]) for row in found]
+    assert ranks == [("Q8_0", "1", "1"), ("Q4_K_M", "2", "3"), ("UD-Q4", "2", "3")]
+    (lone,) = rows(compared_run({"text": {"Q8_0": 0.001}}))
+    assert (lone["rank_low"], lone["rank_high"]) == ("", "")
+
+
+def test_several_corpora_end_in_their_macro_average() -> None:
+    shape = compared_run({"wiki": {"a": 0.01, "b": 0.05}, "code": {"a": 0.09, "b": 0.05}})
+    found = rows(shape)
+    last = found[-2:]
+    assert [(row["corpus"], row["candidate"]) for row in last] == [
+        ("macro average", "a"),
+        ("macro average", "b"),
+    ]
+    for row in last:
+        mine = [each for each in found[:-2] if each["candidate"] == row["candidate"]]
+        for column in ("kld_mean", "same_top"):
+            mean = sum(float(each[column]) for each in mine) / 2
+            error = sum(float(each[f"{column}_error"]) ** 2 for each in mine) ** 0.5 / 2
+            assert float(row[column]) == pytest.approx(mean, rel=1e-12)
+            assert float(row[f"{column}_error"]) == pytest.approx(error, rel=1e-12)
+        assert {row[column] for column in ("status", "context", "kld_median")} == {""}

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from kldcloud.report.terminal import print_table
 
+from .compared import compared_run
 from .summaries import as_summary, candidate, failed, measured, rename, result, summary_dict
 
 
@@ -60,10 +61,10 @@ def test_110_columns_hold_both_means_the_tail_and_the_ratio() -> None:
     text = on_terminal(summary_dict(), 110)
     heading = next(line for line in text.splitlines() if line.startswith("candidate"))
     assert re.split(" {2,}", heading) == [
-        *("candidate", "GiB", "bpw", "mean KLD", "llama.cpp's", "99 %", "99.9 %"),
+        *("candidate", "rank", "GiB", "mean KLD", "llama.cpp's", "99 %", "99.9 %"),
         *("same top %", "PPL ratio"),
     ]
-    assert "Left out at this width: median, max, RMS Δp %." in text
+    assert "Left out at this width: bpw, median, max, RMS Δp %." in text
 
 
 def test_a_wide_terminal_leaves_nothing_out() -> None:
@@ -120,3 +121,69 @@ def test_wide_characters_do_not_push_columns_out_of_line() -> None:
     lines = on_terminal(shape, 110).splitlines()
     first, second = (line for line in lines if " ± " in line and "0.0" in line)
     assert cell_len(first) == cell_len(second)
+
+
+CLOSE = {"wikitext-2": {"Q8_0": 0.001, "Q4_K_M": 0.05, "UD-Q4_K_XL": 0.05, "Q2_K": 0.3}}
+
+
+def test_ranks_stand_beside_the_names() -> None:
+    text = on_terminal(compared_run(CLOSE), 120)
+    assert re.search(r"^candidate +rank +GiB ", text, re.MULTILINE)
+    found = re.findall(r"^(\S+) +(\d|\d-\d) .* ± ", text, re.MULTILINE)
+    assert found == [("Q8_0", "1"), ("Q4_K_M", "2-3"), ("UD-Q4_K_XL", "2-3"), ("Q2_K", "4")]
+
+
+def test_a_narrow_terminal_keeps_ranks_longer_than_sizes_of_weights() -> None:
+    def headings(width: int) -> str:
+        lines = on_terminal(compared_run(CLOSE), width).splitlines()
+        return next(line for line in lines if line.startswith("candidate"))
+
+    assert "rank" in headings(108)
+    assert "bpw" not in headings(108)
+    assert "rank" not in headings(60)
+    assert "99.9 %" in headings(60)
+
+
+def test_one_line_below_the_table_names_neighbours_that_cannot_be_told_apart() -> None:
+    text = on_terminal(compared_run(CLOSE), 120)
+    (line,) = (line for line in text.splitlines() if line.startswith("Not distinguishable"))
+    assert re.match(r"Not distinguishable on wikitext-2: \S+ and \S+ \(difference 0\.0", line)
+    apart = compared_run({"text": {"a": 0.1, "b": 0.2}})
+    assert "distinguishable" not in on_terminal(apart, 120)
+
+
+def test_a_lone_candidate_has_no_rank_and_no_line() -> None:
+    text = on_terminal(compared_run({"text": {"Q8_0": 0.001}}), 120)
+    assert re.search(r"^candidate +GiB ", text, re.MULTILINE)
+    assert "distinguishable" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_several_corpora_end_in_their_macro_average(width: int) -> None:
+    shape = compared_run({"wiki": {"a": 0.01, "b": 0.05}, "code": {"a": 0.09, "b": 0.05}})
+    text = on_terminal(shape, width)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    macro = text[text.index("macro average  over 2 corpora, with equal weights") :]
+    means = [
+        each["result"]["kld"]["mean"]["value"]
+        for each in shape["results"]
+        if each["candidate"] == "b"
+    ]
+    assert re.search(rf"^b +{sum(means) / 2:.6f} ± 0\.\d{{6}}  88\.62 ± ", macro, re.MULTILINE)
+    assert "rank depends on the text: a is 1 on wiki and 2 on code" in macro
+    assert "macro" not in on_terminal(summary_dict(), width)
+
+
+def test_an_ascii_pipe_gets_notes_in_ascii() -> None:
+    text = piped(compared_run(CLOSE), encoding="ascii")
+    assert re.search(r"\(difference 0\.0\d+ \+- 0\.0\d+, p ", text)
+
+
+def test_a_hostile_name_reaches_no_terminal_in_a_note() -> None:
+    shape = compared_run({"wiki": {"a": 0.05, "b": 0.05}, "code": {"a": 0.05, "b": 0.05}})
+    for name in ("a", "wiki"):
+        rename(shape, name, f"\x1b]0;owned\x07\n{name}")
+    text = on_terminal(shape, 120)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "Not distinguishable on \\x1b]0;owned\\x07\\nwiki: " in text
