@@ -160,14 +160,14 @@ def _launch_remote(
         typer.echo(launch_name)
         return
     try:
-        code = remote.follow(started)
+        followed = remote.follow(started, kept)
     except KeyboardInterrupt:
         progress.note(
             f"the job goes on without this terminal; kldcloud logs {launch_name} {come_back} "
             f"comes back to it, kldcloud cancel {launch_name} {come_back} ends it"
         )
         raise typer.Exit(0) from None
-    ended = remote.finish(started, code, kept, progress)
+    ended = remote.finish(started, followed, kept, progress)
     _show(read_summary(FoundRun(ended.run, kept)), as_json=as_json)
     if ended.failed is not None:
         raise ended.failed

@@ -28,19 +28,22 @@ def logs(
 ) -> None:
     """Show what the machines of a launch print, until the job ends; Ctrl-C leaves it running."""
     from kldcloud.clusters import skypilot
-    from kldcloud.clusters.known_launches import find_launch
+    from kldcloud.clusters.following import follow
+    from kldcloud.clusters.known_launches import find_launch, last_attempt
     from kldcloud.errors import EngineError
 
     record, kept = find_launch(launch, store)
     job = _job_of(record)
     try:
-        code = skypilot.follow(job, skypilot.LogTee())
+        code = follow(job, record, kept).code
     except KeyboardInterrupt:
         typer.echo(
             f"the job goes on; kldcloud logs {record.launch} --store {kept.uri} comes back to it",
             err=True,
         )
         raise typer.Exit(0) from None
+    if code is None and (ended := last_attempt(kept, record.launch)) is not None:
+        code = ended.exit_code
     if code != skypilot.SUCCEEDED:
         raise EngineError(
             f"the job of {record.launch} did not succeed",

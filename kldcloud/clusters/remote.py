@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from kldcloud.clusters import skypilot
+from kldcloud.clusters import following, skypilot
+from kldcloud.clusters.following import Followed, under_way
 from kldcloud.clusters.known_launches import attempts_of, is_complete, last_attempt
 from kldcloud.clusters.node import MORE_TIME, TRY_AGAIN, seconds_used
 from kldcloud.clusters.sealed import seal
 from kldcloud.clusters.sky_task import RAY_TOKEN, LaunchFolder, secrets_of, task_config
-from kldcloud.clusters.skypilot import LogTee, SkyJob
+from kldcloud.clusters.skypilot import SkyJob
 from kldcloud.clusters.wheel import build_wheel
 from kldcloud.errors import (
     EngineError,
@@ -48,7 +49,6 @@ from kldcloud.store import check_usable, open_store
 from kldcloud.store.base import Store
 
 _MINUTE: Final = 60
-_AGAIN_SECONDS: Final = 10.0
 _SHOWN_LINES: Final = 3
 _SET_UP: Final = re.compile(r"\(setup[^)]*\) ")
 
@@ -73,25 +73,10 @@ class RemoteLaunch:
     Attributes:
         record: what the store says of it.
         job: SkyPilot's; None if there is nothing left to do.
-        before: attempts that were over when it began.
     """
 
     record: LaunchRecord
     job: SkyJob | None
-    before: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Followed:
-    """A job's log that came to its end.
-
-    Attributes:
-        code: of the job; 0 if it succeeded.
-        last: lines of the log.
-    """
-
-    code: int
-    last: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +135,10 @@ def start(
     launch = launch_id(job, store.uri, cluster, shipped)
     known = read_launch(store, launch_key(launch))
     if known is not None and not known.down:
-        under_way = _under_way(known)
-        if under_way is not None:
+        job_there = under_way(known)
+        if job_there is not None:
             progress.note(f"launch {launch} is under way already")
-            return RemoteLaunch(known, under_way)
+            return RemoteLaunch(known, job_there)
     order = LaunchOrder(launch, store.uri, cluster, shipped, seconds, allow_mixed)
     folder = _folder(order, job)
     wheel = model_sha256(folder.path / folder.wheel)
@@ -179,8 +164,8 @@ def start(
         max_duration=seconds,
         job=job_digest(job),
         wheel=wheel,
+        before=attempts[-1] if (attempts := attempts_of(store, launch)) else "",
     )
-    before = frozenset(attempts_of(store, launch))
     values[RAY_TOKEN] = secrets.token_hex(32)
     config = task_config(launch, cluster, folder, seal(values, folder.path))
     _write_record(store, record)
@@ -193,24 +178,14 @@ def start(
         # Machines may be up, and nothing on them yet that would ever take them down.
         give_back(record, store, progress)
         raise
-    return RemoteLaunch(record, sky_job, before)
+    return RemoteLaunch(record, sky_job)
 
 
-def follow(launch: RemoteLaunch) -> Followed:
-    """Show a launch's log to its end.
-
-    Raises:
-        KeyboardInterrupt: passes through: the job goes on.
-    """
-    log = LogTee()
+def follow(launch: RemoteLaunch, store: Store) -> Followed:
+    """Show a launch's log to its end; see `following.follow`."""
     if launch.job is None:
         return Followed(skypilot.SUCCEEDED, ())
-    while (code := skypilot.follow(launch.job, log)) != skypilot.SUCCEEDED:
-        if _under_way(launch.record) is None:
-            break
-        # The connection broke, not the job, whose machines must not be taken from it.
-        time.sleep(_AGAIN_SECONDS)
-    return Followed(code, tuple(log.last))
+    return following.follow(launch.job, launch.record, store)
 
 
 def finish(launch: RemoteLaunch, followed: Followed, store: Store, progress: Progress) -> Ended:
@@ -224,7 +199,7 @@ def finish(launch: RemoteLaunch, followed: Followed, store: Store, progress: Pro
         progress.note(f"run {attempt.run} is complete already")
         return Ended(attempt.run, None)
     give_back(launch.record, store, progress)
-    if attempt is None or attempt.attempt in launch.before:
+    if attempt is None or attempt.attempt == launch.record.before:
         # Around what a set-up says, SkyPilot and Slurm tell at length that it ended.
         said = [line for line in followed.last if _SET_UP.match(line)] or followed.last
         words = [_SET_UP.sub("", line) for line in said[-_SHOWN_LINES:]]
@@ -278,11 +253,6 @@ def _note_down(record: LaunchRecord, store: Store) -> None:
     _write_record(store, replace(record, down=time.time()))
     # Nobody reads it again, and the key in it opened what SkyPilot still has of the secrets.
     shutil.rmtree(_folder_of(record.launch), ignore_errors=True)
-
-
-def _under_way(record: LaunchRecord) -> SkyJob | None:
-    """The launch's job, if it has one that has not ended."""
-    return skypilot.find_job(record.launch, managed=record.managed, active=True)
 
 
 def _write_record(store: Store, record: LaunchRecord) -> None:

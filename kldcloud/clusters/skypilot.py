@@ -12,12 +12,13 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kldcloud.errors import EngineError, UserError
+from kldcloud.errors import EngineError, KldcloudError, UserError
 
 PREFIX: Final = "kld-"
 """Of all our clusters' and managed jobs' names."""
@@ -91,19 +92,44 @@ def submit(config: Mapping[str, Any], name: str, *, managed: bool, idle_minutes:
         return SkyJob(name, managed, number)
 
 
-def follow(job: SkyJob, log: LogTee) -> int:
-    """Show a job's log until it ends; 0 if it succeeded.
+class Tail(threading.Thread):
+    """A job's log, shown as it comes, beside whatever the caller watches meanwhile.
 
-    A lost connection to SkyPilot says nothing about the job: the caller asks the store.
+    Attributes:
+        code: once the thread has ended, of the job: 0 if it succeeded; None if the log broke off.
+        error: why it broke off.
     """
-    with _sky() as sky:
+
+    def __init__(self, job: SkyJob, log: LogTee) -> None:
+        super().__init__(daemon=True, name="log")
+        self._job = job
+        self._log = log
+        self.code: int | None = None
+        self.error: KldcloudError | None = None
+
+    def run(self) -> None:
+        try:
+            with _errors() as sky:
+                self.code = SUCCEEDED if (code := self._follow(sky)) is None else int(code)
+        except KldcloudError as error:
+            self.error = error
+
+    def _follow(self, sky: Any) -> Any:  # noqa: ANN401 - a module, and what it returns
+        job = self._job
         if job.managed:
             import sky.jobs
 
-            code = sky.jobs.tail_logs(job_id=job.number, follow=True, output_stream=log)
-        else:
-            code = sky.tail_logs(job.name, job.number, follow=True, output_stream=log)
-    return SUCCEEDED if code is None else int(code)
+            return sky.jobs.tail_logs(job_id=job.number, follow=True, output_stream=self._log)
+        return sky.tail_logs(job.name, job.number, follow=True, output_stream=self._log)
+
+
+@contextlib.contextmanager
+def tail(job: SkyJob, log: LogTee) -> Iterator[Tail]:
+    """Show a job's log in a thread until it ends, or for the length of the block."""
+    with _sky():
+        started = Tail(job, log)
+        started.start()
+        yield started
 
 
 def find_job(name: str, *, managed: bool, active: bool = False) -> SkyJob | None:
@@ -127,6 +153,11 @@ def find_job(name: str, *, managed: bool, active: bool = False) -> SkyJob | None
                 records = sky.get(sky.queue(name, skip_finished=active))
             except (sky.exceptions.ClusterNotUpError, sky.exceptions.ClusterDoesNotExist):
                 # It was taken away, or went down by itself: SkyPilot only now finds out.
+                return None
+            except sky.exceptions.CommandError:
+                # A machine that does not answer may be no more; whoever lent it knows.
+                if _is_up(sky, name):
+                    raise
                 return None
         numbers = [int(_field(record, "job_id")) for record in records]
         return SkyJob(name, managed, max(numbers)) if numbers else None
@@ -178,6 +209,12 @@ def _clusters(sky: Any) -> list[str]:  # noqa: ANN401 - a module
     return [str(_field(each, "name")) for each in sky.get(sky.status())]
 
 
+def _is_up(sky: Any, name: str) -> bool:  # noqa: ANN401 - a module
+    """Ask the cloud itself whether a cluster's machines are there."""
+    found = sky.get(sky.status([name], refresh=sky.StatusRefreshMode.FORCE))
+    return any(_field(each, "status") == sky.ClusterStatus.UP for each in found)
+
+
 def _field(record: Any, name: str) -> Any:  # noqa: ANN401 - a mapping or an object, by version
     return record[name] if isinstance(record, Mapping) else getattr(record, name)
 
@@ -196,19 +233,26 @@ def _sky() -> Iterator[Any]:
         UserError: SkyPilot is missing, has no access, or no machine.
         EngineError: anything else that went wrong in it.
     """
+    with _errors() as sky:
+        # It prints where results go, and its logger holds on to the stdout that it was imported
+        # with.
+        for handler in logging.getLogger("sky").handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(LogTee())
+        with contextlib.redirect_stdout(LogTee()), _without_keys():
+            yield sky
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[Any]:
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     try:
         import sky
         from sky import exceptions
     except ImportError:
         raise UserError("SkyPilot is not installed", hint="pip install 'kldcloud[sky]'") from None
-    # It prints where results go, and its logger holds on to the stdout that it was imported with.
-    for handler in logging.getLogger("sky").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(LogTee())
     try:
-        with contextlib.redirect_stdout(LogTee()), _without_keys():
-            yield sky
+        yield sky
     except exceptions.ResourcesUnavailableError as error:
         raise EngineError(
             f"no machine could be had: {_line(error)}",

@@ -107,6 +107,7 @@ class LaunchRecord:
         down: Unix time in seconds when the machines were given back; 0 if nobody has.
         job: digest of the job, to find its launch by; see `launches.job_digest`.
         wheel: digest of the kldcloud that was shipped.
+        before: the attempt that was the latest when it was launched; empty if there was none.
     """
 
     launch: str
@@ -120,6 +121,7 @@ class LaunchRecord:
     down: float = 0.0
     job: str = ""
     wheel: str = ""
+    before: str = ""
 
 
 @dataclass(frozen=True, slots=True)

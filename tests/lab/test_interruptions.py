@@ -56,14 +56,31 @@ def test_a_node_whose_ray_is_killed_joins_again(
     assert len(desk.attempts()) == 1
 
 
-def test_after_a_node_is_lost_the_same_command_goes_on(
+def test_a_lost_machine_that_slurm_waits_for_holds_nobody_up(
     desk_for: Desks, local_bytes: dict[str, bytes]
 ) -> None:
-    desk = desk_for("node-lost")
+    desk = desk_for("lost")
     launched = desk.begin()
     until(lambda: measuring(desk), seconds=LAUNCH_SECONDS)
-    lost = [each for each in desk.lab.processes("n2") if not each.command.startswith("slurmd")]
+    # What ran the job there is gone, and Slurm's daemon, which would notice a dead machine, is not.
+    lost = [each for each in desk.lab.processes("n2") if not each.command.startswith("slurmd ")]
     signal_all(lost, signal.SIGKILL)
+    earlier = desk.commits()
+    assert launched.wait(LAUNCH_SECONDS) == 0, desk.output.read_text()
+    assert desk.result_bytes() == local_bytes
+    assert untouched(desk, earlier)
+    assert len(desk.attempts()) == 1
+    until(desk.machines_are_gone)
+
+
+def test_after_the_drivers_machine_is_lost_the_same_command_goes_on(
+    desk_for: Desks, local_bytes: dict[str, bytes]
+) -> None:
+    desk = desk_for("driver-lost")
+    launched = desk.begin()
+    until(lambda: measuring(desk), seconds=LAUNCH_SECONDS)
+    desk.lab.kill_node("n1")
+    desk.lab.start_node("n1")
     assert launched.wait(LAUNCH_SECONDS) == 1, desk.output.read_text()
     last = desk.output.read_text().splitlines()[-1]
     assert last.startswith("kldcloud: the job failed on its machines: ")
