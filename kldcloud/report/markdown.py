@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows, rank_warnings
+from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.differences import comparisons, holm_words
 from kldcloud.report.escaping import markdown_code
 from kldcloud.report.markdown_tables import (
@@ -51,6 +52,9 @@ def _lines(summary: Summary, origins: Mapping[str, str]) -> Iterator[str]:
         yield ""
         yield from corpus_lines(table)
         yield ""
+        for note in corpus_notes(summary, table.corpus.name, code_name):
+            yield note
+            yield ""
     yield from _macro(summary)
     for warning in rank_warnings(summary, code_name):
         yield f"**{warning}**"

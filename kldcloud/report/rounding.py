@@ -8,6 +8,7 @@ from typing import Final
 MISSING: Final = "-"
 KLD_DECIMALS: Final = 6  # what llama.cpp prints, so that columns compare by eye
 _WIDEST_PLAIN: Final = 1e6
+_WHOLE: Final = 99.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,13 @@ def gib_figure(gib: float | None) -> str:
 
 def bits_figure(bits_per_weight: float | None) -> str:
     return MISSING if bits_per_weight is None else _fixed(bits_per_weight, 2)
+
+
+def floor_figure(times: float | None) -> str:
+    """How many times the noise floor: two digits below a hundred, whole numbers above."""
+    if times is None:
+        return MISSING
+    return f"{times:.2g}" if times < _WHOLE else f"{times:,.0f}"
 
 
 def _joined(value_text: str, error_text: str) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -156,19 +156,22 @@ def _check_comparisons(
 ) -> None:
     floors = _distinct("noise_floor", [floor.corpus for floor in summary.noise_floor])
     compared = _distinct("comparisons", [each.corpus for each in summary.comparisons])
-    for field, names in (("noise_floor", floors), ("comparisons", compared)):
-        if unknown := names - corpora:
-            raise FormatError(
-                f"summary.json: {field} names an unknown corpus, {_quoted(min(unknown))}"
-            )
+    stopped = _distinct("stops", [each.corpus for each in summary.stops])
+    for field, names in (("noise_floor", floors), ("comparisons", compared), ("stops", stopped)):
+        _refuse_unknown(field, "corpus", names - corpora)
+    for at, stop in enumerate(summary.stops):
+        named = {each.candidate for each in stop.means}.union(stop.order, *stop.undecided)
+        _refuse_unknown(f"stops[{at}]", "candidate", named - candidates)
     for at, comparison in enumerate(summary.comparisons):
         field = f"comparisons[{at}]"
         ranked = _distinct(f"{field}.ranks", [rank.candidate for rank in comparison.ranks])
-        named = ranked.union(*((pair.better, pair.worse) for pair in comparison.pairs))
-        if unknown := named - candidates:
-            raise FormatError(
-                f"summary.json: {field} names an unknown candidate, {_quoted(min(unknown))}"
-            )
+        paired = ranked.union(*((pair.better, pair.worse) for pair in comparison.pairs))
+        _refuse_unknown(field, "candidate", paired - candidates)
+
+
+def _refuse_unknown(field: str, kind: str, unknown: Collection[str]) -> None:
+    if unknown:
+        raise FormatError(f"summary.json: {field} names an unknown {kind}, {_quoted(min(unknown))}")
 
 
 def _distinct(field: str, names: list[str]) -> frozenset[str]:

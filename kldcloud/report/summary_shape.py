@@ -201,6 +201,41 @@ class NoiseFloor(Part):
     same_top: Estimate | None
 
 
+class StoppedMean(Part):
+    """A candidate's mean KL divergence; the interval holds whenever one stops."""
+
+    candidate: Name
+    value: Number
+    interval: ValueAndError | None
+
+
+class Stop(Part):
+    """How far a run that may stop early went on one corpus, and what that settles.
+
+    `undecided` are the pairs that `confidence` does not tell apart, the smaller mean first. The
+    corpus's own comparison then holds whenever one stops, as well.
+    """
+
+    corpus: Name
+    when: Literal["ranked", "precise"]
+    half_width: Number
+    confidence: float
+    least: Count
+    settled: bool
+    checkpoint: Count
+    checkpoints: Count
+    chunks: Count
+    of: Count
+    saved: float
+    means: Annotated[tuple[StoppedMean, ...], Field(strict=False), FailFast()]
+    order: Annotated[tuple[Name, ...], Field(strict=False), FailFast()]
+    undecided: Annotated[
+        tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...],
+        Field(strict=False),
+        FailFast(),
+    ]
+
+
 class Summary(Part):
     """One run: what was measured, with what, and every result.
 
@@ -222,6 +257,7 @@ class Summary(Part):
     # Since kldcloud.summary/2.
     comparisons: Annotated[tuple[Comparison, ...], Field(strict=False), FailFast()] = ()
     noise_floor: Annotated[tuple[NoiseFloor, ...], Field(strict=False), FailFast()] = ()
+    stops: Annotated[tuple[Stop, ...], Field(strict=False), FailFast()] = ()
 
     def to_json_dict(self) -> dict[str, Any]:
         """The summary as plain JSON values, keys in declared order."""

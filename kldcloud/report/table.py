@@ -12,6 +12,7 @@ from kldcloud.report.rounding import (
     MISSING,
     Measured,
     bits_figure,
+    floor_figure,
     gib_figure,
     kld_figure,
     kld_with_error,
@@ -37,7 +38,8 @@ class TableRow:
 
     KL divergences are in nats, shares and probability changes in per cent. Errors are standard
     errors, cluster-robust by chunk, except that of `llama_kld_mean`, which treats tokens as
-    independent, as llama.cpp does. `rank` is None where there is nothing to compare with.
+    independent, as llama.cpp does. `rank` is None where there is nothing to compare with,
+    `times_floor` where the base was not measured against itself, or came to nothing at all.
     """
 
     candidate: str
@@ -56,6 +58,7 @@ class TableRow:
     rms_change: Measured
     ppl_ratio: Measured
     rank: Rank | None = None
+    times_floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ COLUMNS: Final = (
     Column("size", "GiB", lambda row: gib_figure(row.gib)),
     Column("bits", "bpw", lambda row: bits_figure(row.bits_per_weight)),
     Column("kld", "mean KLD", lambda row: kld_with_error(row.kld_mean)),
+    Column("floor", "x floor", lambda row: floor_figure(row.times_floor)),
     Column("llama_kld", "llama.cpp's mean KLD", lambda row: kld_with_error(row.llama_kld_mean)),
     Column("median", "median", lambda row: kld_figure(row.kld_median)),
     Column("p99", "99 %", lambda row: kld_figure(row.kld_p99)),
@@ -99,7 +103,7 @@ COLUMNS: Final = (
 _BARE_LLAMA_COLUMN: Final = Column(
     "llama_kld", "llama.cpp's", lambda row: kld_figure(row.llama_kld_mean.value)
 )
-_OPTIONAL: Final = frozenset({"rank", "llama_kld"})
+_OPTIONAL: Final = frozenset({"rank", "floor", "llama_kld"})
 
 
 def corpus_tables(summary: Summary) -> tuple[CorpusTable, ...]:
@@ -113,16 +117,21 @@ def corpus_tables(summary: Summary) -> tuple[CorpusTable, ...]:
         for corpus, comparison in comparisons(summary).items()
         for rank in comparison.ranks
     }
+    floors = {each.corpus: each.mean.value for each in summary.noise_floor if each.mean}
     tables = []
     for corpus in summary.corpora:
         pairs = [(candidate, (candidate.name, corpus.name)) for candidate in summary.candidates]
-        rows = (table_row(each, found.get(pair), ranks.get(pair)) for each, pair in pairs)
+        floor = floors.get(corpus.name)
+        rows = (table_row(each, found.get(pair), ranks.get(pair), floor) for each, pair in pairs)
         tables.append(CorpusTable(corpus, tuple(rows)))
     return tuple(tables)
 
 
 def table_row(
-    candidate: Candidate, measurement: Measurement | None, rank: Rank | None = None
+    candidate: Candidate,
+    measurement: Measurement | None,
+    rank: Rank | None = None,
+    floor: float | None = None,
 ) -> TableRow:
     """The row of one candidate, from its measurement on one corpus or from the lack of one."""
     result = measurement.result if measurement else None
@@ -151,6 +160,7 @@ def table_row(
         rms_change=_measured(result.probability_change.rms if result else None).scaled(100),
         ppl_ratio=_measured(result.perplexity.ratio if result else None),
         rank=rank if result else None,
+        times_floor=_times(result.kld.mean.value if result else None, floor),
     )
 
 
@@ -171,6 +181,10 @@ def shown_columns(rows: tuple[TableRow, ...], *, naive_error: bool = True) -> tu
 def outcome(row: TableRow) -> str | None:
     """What stands in a row instead of its mean KLD, or None where it was measured."""
     return {"complete": None, "failed": "failed", "missing": "not measured yet"}[row.status]
+
+
+def _times(mean: float | None, floor: float | None) -> float | None:
+    return mean / floor if mean is not None and floor else None
 
 
 def _measured(estimate: Estimate | None) -> Measured:

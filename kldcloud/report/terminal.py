@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kldcloud.report.across_corpora import MACRO, MacroRow, macro_note, macro_rows, rank_warnings
+from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.differences import comparisons, undecided_note
 from kldcloud.report.escaping import printable
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note
@@ -32,6 +33,7 @@ _DROP_ORDER: Final = (
     "median",
     "bits",
     "rank",
+    "floor",
     "p99",
     "llama_kld",
     "size",
@@ -70,6 +72,8 @@ def print_table(summary: Summary, console: Console) -> None:
         left_out.update(_print_corpus(table, console, width))
         if (comparison := compared.get(table.corpus.name)) is not None:
             _print_note(undecided_note(comparison, _quoted), console, width)
+        for sentence in corpus_notes(summary, table.corpus.name, _quoted):
+            _print_note(sentence, console, width)
     _print_macro(summary, console, width)
     for warning in rank_warnings(summary, _quoted):
         _print_prose(warning, console, width, style="yellow")
