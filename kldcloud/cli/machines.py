@@ -42,9 +42,9 @@ def logs(
             err=True,
         )
         raise typer.Exit(0) from None
-    if code is None and (ended := last_attempt(kept, record.launch)) is not None:
-        code = ended.exit_code
-    if code != skypilot.SUCCEEDED:
+    ended = last_attempt(kept, record.launch)
+    finished = ended is not None and ended.state == "finished"
+    if code != skypilot.SUCCEEDED and not finished:
         raise EngineError(
             f"the job of {record.launch} did not succeed",
             hint=f"kldcloud status {record.launch} --store {kept.uri} says how far it came",

@@ -64,7 +64,12 @@ def is_complete(store: Store, attempt: AttemptRecord | None) -> bool:
     """Whether the run of an attempt is there: then no machine is needed to say so."""
     if attempt is None or attempt.state != "finished" or not attempt.run:
         return False
-    return store.size(f"runs/{attempt.run}/summary.json") is not None
+    return is_whole(store, attempt.run)
+
+
+def is_whole(store: Store, run: str) -> bool:
+    """Whether nothing is missing from a run."""
+    return store.size(f"runs/{run}/summary.json") is not None
 
 
 def _runs(store: Store, record: LaunchRecord, run: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 
 from kldcloud.clusters import following, skypilot
 from kldcloud.clusters.following import Followed, under_way
-from kldcloud.clusters.known_launches import attempts_of, is_complete, last_attempt
+from kldcloud.clusters.known_launches import attempts_of, is_complete, is_whole, last_attempt
 from kldcloud.clusters.node import MORE_TIME, TRY_AGAIN, seconds_used
 from kldcloud.clusters.sealed import seal
 from kldcloud.clusters.sky_task import RAY_TOKEN, LaunchFolder, secrets_of, task_config
@@ -207,7 +207,8 @@ def finish(launch: RemoteLaunch, followed: Followed, store: Store, progress: Pro
             f"the machines did not get as far as the job: {' | '.join(words) or 'in silence'}",
             hint="mend what that says, such as the cluster file's setup, and launch again",
         )
-    if attempt.run and (followed.code == skypilot.SUCCEEDED or attempt.state == "finished"):
+    # SkyPilot's code may be that of a connection which broke off: what is in the store counts.
+    if attempt.run and (attempt.state == "finished" or is_whole(store, attempt.run)):
         failed = PartialFailureError(attempt.error, hint=TRY_AGAIN) if attempt.error else None
         return Ended(attempt.run, failed)
     if attempt.state == "out-of-time":

@@ -110,7 +110,8 @@ class Tail(threading.Thread):
     def run(self) -> None:
         try:
             with _errors() as sky:
-                self.code = SUCCEEDED if (code := self._follow(sky)) is None else int(code)
+                code = self._follow(sky)
+                self.code = None if code is None else int(code)
         except KldcloudError as error:
             self.error = error
 

@@ -114,6 +114,14 @@ def test_what_may_go_on_is_waited_for(
     assert tails.shown == 2
 
 
+def test_a_log_that_broke_off_without_a_code_is_no_success(
+    tails: Tails, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tails.hang.set()
+    skypilot_says(monkeypatch, None)
+    assert follow(JOB, RECORD, store).code is None
+
+
 def test_a_connection_that_broke_is_made_again(
     tails: Tails, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
