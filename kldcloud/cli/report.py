@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from kldcloud.report.html import FigureFormat
+    from kldcloud.report.summary_shape import Summary
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run id or a prefix of it, a job file, or `latest`.")
@@ -18,29 +22,80 @@ def report(
     run: RunName,
     store: RunStore = None,
     format: Annotated[  # noqa: A002 - the option's name
-        str | None, typer.Option("--format", help="md, json, csv or llama; a table if left out.")
+        str | None,
+        typer.Option(
+            "--format", help="md, json, csv, llama, html, svg or png; a table if left out."
+        ),
     ] = None,
     candidate: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Only this one (llama, svg, png).")] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show the page in a browser (html).")
+    ] = False,
 ) -> None:
     """Show a run's results."""
     from kldcloud.cli.terminal import stdout_console
     from kldcloud.errors import UserError
     from kldcloud.pipeline.runs import find_run, read_summary
+    from kldcloud.report.html import FIGURE_FORMATS
     from kldcloud.report.llama_text import render_llama
     from kldcloud.report.render import render
     from kldcloud.report.terminal import print_table
 
-    if format != "llama" and (candidate is not None or corpus is not None):
+    if candidate is not None and format != "llama":
         raise UserError(
-            "--candidate and --corpus choose blocks of --format llama",
-            hint="leave them out, or add --format llama",
+            "--candidate chooses a block of --format llama",
+            hint="leave it out, or add --format llama",
         )
+    if corpus is not None and format not in {"llama", *FIGURE_FORMATS}:
+        raise UserError(
+            "--corpus chooses what --format llama, svg and png show",
+            hint="leave it out, or add one of them",
+        )
+    if open_page and format not in {None, "html"}:
+        raise UserError("--open shows the page", hint="leave --format out, or say html")
     found = find_run(run, store)
     summary = read_summary(found)
-    if format is None:
+    if open_page:
+        _open(render(summary, "html"))
+    elif format is None:
         print_table(summary, stdout_console())
     elif format == "llama":
         typer.echo(render_llama(summary, candidate, corpus), nl=False)
+    elif format in FIGURE_FORMATS:
+        _print_figure(summary, cast("FigureFormat", format), corpus)
+    elif format == "html":
+        # As bytes: the page says that it is UTF-8, whatever the terminal's encoding is.
+        typer.echo(render(summary, format).encode(), nl=False)
     else:
         typer.echo(render(summary, format), nl=False)
+
+
+def _print_figure(summary: Summary, format: FigureFormat, corpus: str | None) -> None:  # noqa: A002
+    import sys
+
+    from kldcloud.errors import UserError
+    from kldcloud.report.html import render_figure
+
+    if format == "png" and sys.stdout.isatty():
+        raise UserError(
+            "a PNG is no text for a terminal",
+            hint="send it to a file: kldcloud report RUN --format png > plot.png",
+        )
+    typer.echo(render_figure(summary, format, corpus=corpus), nl=False)
+
+
+def _open(page: str) -> None:
+    """Leave the page where it stays after the command has ended, and have a browser show it."""
+    import tempfile
+    import webbrowser
+    from pathlib import Path
+
+    folder = Path(tempfile.mkdtemp(prefix="kldcloud-"))
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    typer.echo(path)
+    if not webbrowser.open(path.as_uri()):
+        from kldcloud.cli.terminal import errors
+
+        errors.print("no browser was found: open that file with one", style="dim", markup=False)

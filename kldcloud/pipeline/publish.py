@@ -45,6 +45,7 @@ def publish(store: Store, plan: SweepPlan, summary: Summary, data: bytes, *, par
     prefix = plan.prefix
     store.write(f"{prefix}/report.md", render(summary, "md").encode())
     store.write(f"{prefix}/report.csv", render(summary, "csv").encode())
+    store.write(f"{prefix}/report.html", render(summary, "html").encode())
     if partial:
         store.write(f"{prefix}/summary-partial.json", data)
         return

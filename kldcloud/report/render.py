@@ -1,4 +1,4 @@
-"""One summary, four forms: what `kldcloud report --format` prints."""
+"""One summary, many forms: what `kldcloud report --format` prints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 from kldcloud.errors import UserError
 from kldcloud.report.csv_table import render_csv
 from kldcloud.report.escaping import printable
+from kldcloud.report.html import FIGURE_FORMATS, render_html
 from kldcloud.report.llama_text import render_llama
 from kldcloud.report.markdown import render_markdown
 from kldcloud.report.summary_file import dump_summary
@@ -16,7 +17,7 @@ from kldcloud.report.summary_shape import Summary
 
 
 def render(summary: Summary, format: str) -> str:  # noqa: A002 -- the word that people type
-    """Render a summary as `md`, `json`, `csv` or `llama`; the text ends in a newline.
+    """Render a summary as `md`, `json`, `csv`, `llama` or `html`; the text ends in a newline.
 
     Raises:
         UserError: an unknown format, or `llama` for a run without llama.cpp's statistics.
@@ -24,7 +25,7 @@ def render(summary: Summary, format: str) -> str:  # noqa: A002 -- the word that
     if format not in FORMATS:
         raise UserError(
             f'no report format "{printable(format, limit=40)}"',
-            hint=f"choose one of {', '.join(FORMATS)}",
+            hint=f"choose one of {', '.join((*FORMATS, *FIGURE_FORMATS))}",
         )
     return FORMATS[format](summary)
 
@@ -34,5 +35,11 @@ def _render_json(summary: Summary) -> str:
 
 
 FORMATS: Final[Mapping[str, Callable[[Summary], str]]] = MappingProxyType(
-    {"md": render_markdown, "json": _render_json, "csv": render_csv, "llama": render_llama}
+    {
+        "md": render_markdown,
+        "json": _render_json,
+        "csv": render_csv,
+        "llama": render_llama,
+        "html": render_html,
+    }
 )

@@ -233,6 +233,7 @@ def test_the_store_of_a_run_lists_only_what_the_design_names(
         "partials",
         "plan.json",
         "report.csv",
+        "report.html",
         "report.md",
         "shards-text.json",
         "summary.json",
