@@ -200,7 +200,13 @@ def test_a_changed_job_is_another_run(sweep: Sweep, command: Command, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("format_name", "file"), [("md", "report.md"), ("json", "summary.json"), ("csv", "report.csv")]
+    ("format_name", "file"),
+    [
+        ("md", "report.md"),
+        ("json", "summary.json"),
+        ("csv", "report.csv"),
+        ("html", "report.html"),
+    ],
 )
 def test_a_report_is_what_the_store_keeps(
     sweep: Sweep, command: Command, format_name: str, file: str
@@ -221,9 +227,17 @@ def test_a_report_in_the_words_of_llama_cpp_has_a_block_for_each_candidate(
     assert one.out in both.out
 
 
+def test_a_real_run_can_be_drawn(sweep: Sweep, command: Command) -> None:
+    said = command(*sweep.report("--format", "svg"))
+    assert (said.code, said.err) == (0, "")
+    assert "on text, " in said.out
+    for name in ("candidate", "Q8_0"):
+        assert f">{name}</text>" in said.out
+
+
 def test_a_report_of_what_the_run_does_not_have_is_refused(sweep: Sweep, command: Command) -> None:
     line = command(*sweep.report("--format", "pdf")).complaint
-    assert line == 'no report format "pdf"; choose one of md, json, csv, llama'
+    assert line == 'no report format "pdf"; choose one of md, json, csv, llama, html, svg, png'
     line = command(*sweep.report("--format", "llama", "--candidate", "Q9")).complaint
     assert line == 'no candidate "Q9" in this run; it has: candidate, Q8_0'
 

@@ -1,4 +1,4 @@
-"""`render`: four formats by name, and a clear answer to any other."""
+"""`render`: formats by name, and a clear answer to any other."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .summaries import as_summary, summary_dict
         ("json", '{\n  "schema": "kldcloud.summary/2"'),
         ("csv", "run,corpus,"),
         ("llama", "Q8_0 on pydoc:\n"),
+        ("html", "<!DOCTYPE html>\n"),
     ],
 )
 def test_each_format_is_text_that_ends_in_a_newline(report_format: str, start: str) -> None:
@@ -35,4 +36,6 @@ def test_json_is_the_canonical_file() -> None:
 def test_an_unknown_format_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UserError) as caught:
         render(as_summary(summary_dict()), "html\x1b")
-    assert str(caught.value) == ('no report format "html\\x1b"; choose one of md, json, csv, llama')
+    assert str(caught.value) == (
+        'no report format "html\\x1b"; choose one of md, json, csv, llama, html, svg, png'
+    )

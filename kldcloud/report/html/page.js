@@ -104,9 +104,11 @@
     const whole = chart.modes[mode][layout];
     if (chart.corpus === undefined) return whole;
     const chosen = boxes(chart.place).filter((box) => box.checked);
-    const names = new Set(chosen.map((box) => curves[box.value].candidate));
-    const own = profiles.filter((each) => each.corpus === chart.corpus && names.has(each.candidate));
-    const domain = chosen.map((box) => curves[box.value].shown);
+    const names = new Map(chosen.map(({ value }) => [curves[value].candidate, curves[value].shown]));
+    const own = profiles
+      .filter((each) => each.corpus === chart.corpus && names.has(each.candidate))
+      .map((each) => ({ ...each, shown: names.get(each.candidate) }));
+    const domain = [...names.values()];
     const scale = (looks) => ({ domain, range: chosen.map((box) => looks[box.dataset.seat]) });
     const layer = whole.layer.map((each) => {
       const { color, shape, ...rest } = each.encoding;
@@ -114,7 +116,7 @@
       if (shape) encoding.shape = { ...shape, scale: scale(shapes) };
       return { ...each, encoding };
     });
-    return { ...whole, datasets: { profiles: own, curves }, layer };
+    return { ...whole, datasets: { profiles: own }, layer };
   }
 
   const layoutFor = (target) => (target.clientWidth >= WIDE_FROM ? "wide" : "narrow");

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from importlib import resources
 from typing import Final
 
+from kldcloud.errors import FormatError
+from kldcloud.report.escaping import printable
 from kldcloud.report.html.chart_figures import profile_figures, size_figure
 from kldcloud.report.html.library import chart_library
-from kldcloud.report.html.markup import Html, data_block, element, foreign, joined, script, text
+from kldcloud.report.html.markup import Html, data_block, element, foreign, joined, script
 from kldcloud.report.html.page_charts import PageCharts, page_charts
 from kldcloud.report.html.provenance import provenance
 from kldcloud.report.html.table_rows import result_table
@@ -32,7 +34,15 @@ def render_html(summary: Summary, profiles: Profiles | None = None) -> str:
 
     Returns:
         The page; the same arguments give the same text, of one version of the chart library.
+
+    Raises:
+        FormatError: the profiles are of another run.
     """
+    if profiles is not None and profiles.run != summary.run:
+        raise FormatError(
+            f"the profiles are of run {printable(profiles.run, limit=_NAME_SHOWN)},"
+            f" not {printable(summary.run, limit=_NAME_SHOWN)}"
+        )
     charts = page_charts(summary, profiles)
     style = _file("page.css")
     # About 900 kB, nearly all of a small run's page.
@@ -204,7 +214,12 @@ def _reading(summary: Summary) -> Iterator[str]:
 def _footer(summary: Summary) -> Html:
     return element(
         "footer",
-        element("p", "Made by kldcloud ", text(summary.kldcloud), ". All data is in this file."),
+        element(
+            "p",
+            "Made by kldcloud ",
+            foreign(summary.kldcloud, limit=_NAME_SHOWN),
+            ". All data is in this file.",
+        ),
         element(
             "p",
             element("button", "Save the data as JSON", type="button", data_saves="summary"),

@@ -1,7 +1,7 @@
 """Where on the text divergence lies, as Vega-Lite charts: distribution, position, confidence.
 
-The charts hold no measurements. A page hands them the run's profiles as they are in its data, as
-the data set `profiles`, and what they call candidates as `curves`: every number stands in it once.
+The charts hold no measurements, so that every number stands once in a page: page.js hands them the
+run's profiles as the data set `profiles`, each with what charts call its candidate as `shown`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from kldcloud.report.profile_shape import Bin, Profile
 
 _LEAST_SHARE: Final = 0.2  # what lies below this share of the positions does not stretch the axis
 _MOST_DECADES: Final = 6.0
+_DEEPEST_ERROR: Final = 3
 _SHAPES_ON_A_LINE: Final = 9
 
 
@@ -138,11 +139,15 @@ def _binned(
     axis: str,
     about: str,
 ) -> dict[str, Any] | None:
-    means = [each.mean for profile in profiles for each in bins(profile) if each.low is not None]
-    known = [mean for mean in means if mean is not None and mean > 0]
+    known = [
+        (each.mean, each.error or 0.0)
+        for profile in profiles
+        for each in bins(profile)
+        if each.low is not None and each.mean is not None and each.mean > 0
+    ]
     if not known:
         return None
-    domain = padded_log(max(min(known), max(known) / 10**_MOST_DECADES), max(known))
+    domain = _domain_with_errors(known)
     part = f"datum.{field}"
     transform = [
         {"calculate": f"{part}.low", "as": "low"},
@@ -190,23 +195,23 @@ def _binned(
     )
 
 
+def _domain_with_errors(known: Sequence[tuple[float, float]]) -> Domain:
+    """Room for every mean, and for errors unless they come close to a logarithm's depths."""
+    least, largest = min(mean for mean, _ in known), max(mean for mean, _ in known)
+    low = max(min(mean - error for mean, error in known), least / _DEEPEST_ERROR)
+    high = max(mean + error for mean, error in known)
+    return padded_log(max(low, largest / 10**_MOST_DECADES), high)
+
+
 def _common(order: str) -> list[dict[str, Any]]:
-    """Names as charts show them, and which points of a line carry its shape."""
+    """What people hear of a point, and which points of a line carry its shape."""
     return [
-        {
-            "lookup": "candidate",
-            "from": {
-                "data": {"name": "curves"},
-                "key": "candidate",
-                "fields": ["shown"],
-            },
-        },
         {
             "window": [{"op": "row_number", "as": "at"}],
             "sort": [{"field": order}],
-            "groupby": ["candidate"],
+            "groupby": ["shown"],
         },
-        {"joinaggregate": [{"op": "count", "as": "many"}], "groupby": ["candidate"]},
+        {"joinaggregate": [{"op": "count", "as": "many"}], "groupby": ["shown"]},
         {
             "calculate": "datum.shown + ', ' + datum.where + ': ' + datum.told",
             "as": "spoken",
@@ -254,6 +259,7 @@ def _layers(curves: Sequence[Curve], layout: Layout, *, errors: bool) -> list[di
         "legend": legend,
     }
     bars = {
+        "name": "errors",
         "transform": [{"filter": "datum.error !== null"}],
         "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.45, "clip": True, "aria": False},
         "encoding": {
@@ -263,10 +269,12 @@ def _layers(curves: Sequence[Curve], layout: Layout, *, errors: bool) -> list[di
         },
     }
     lines = {
+        "name": "lines",
         "mark": {"type": "line", "strokeWidth": 1.8, "clip": True, "tooltip": None, "aria": False},
         "encoding": {"color": {**colour, "legend": None}},
     }
     points = {
+        "name": "points",
         "transform": [{"filter": "datum.marked"}],
         "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "clip": True},
         "encoding": {

@@ -110,12 +110,16 @@ def _verdicts(comparison: Comparison) -> Iterator[Html]:
         what = f"{_counted(len(pairs), 'pair')} of neighbours in the ranking"
     else:
         what = _counted(len(pairs), "pair")
-    tested = f"at 5\u00a0%, adjusted for all {comparison.pairs_tested:,} by Holm's method"
+    tested = "at 5\u00a0%"
+    if comparison.pairs_tested > 1:
+        tested += f", adjusted for all {comparison.pairs_tested:,} by Holm's method"
+    apart = len(pairs) - len(undecided)
     if not undecided:
-        who = f"All of {what}" if len(pairs) > 1 else "The two"
+        who = f"All of {what}" if apart > 1 else "The two"
         yield text(f"{who} are distinguishable ({tested}).")
-        return
-    yield text(f"{len(pairs) - len(undecided):,} of {what} are distinguishable ({tested}).")
+    elif len(pairs) > 1:
+        count = f"{apart:,}" if apart else "None"
+        yield text(f"{count} of {what} {'is' if apart == 1 else 'are'} distinguishable ({tested}).")
     for pair in undecided[:_MOST_PAIRS]:
         yield _not_distinguishable(pair, comparison.corpus)
     if len(undecided) > _MOST_PAIRS:
