@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from kldcloud.report.html import FigureFormat
+    from kldcloud.report.summary_shape import Summary
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run id or a prefix of it, a job file, or `latest`.")
@@ -20,39 +24,88 @@ def report(
     format: Annotated[  # noqa: A002 - the option's name
         str | None,
         typer.Option(
-            "--format", help="md, json, csv, llama, reddit or hf-card; a table if left out."
+            "--format",
+            help="md, json, csv, llama, reddit, hf-card, html, svg or png; a table if left out.",
         ),
     ] = None,
     candidate: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Only this one (llama).")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Only this one (llama, svg, png).")] = None,
     pair: Annotated[
         tuple[str, str] | None,
         typer.Option(metavar="A B", help="Only how these two candidates differ."),
     ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show the page in a browser (html).")
+    ] = False,
 ) -> None:
     """Show a run's results."""
     from kldcloud.cli.terminal import stdout_console
     from kldcloud.errors import UserError
-    from kldcloud.pipeline.runs import find_run, read_summary
+    from kldcloud.pipeline.runs import find_run, read_profiles, read_summary
+    from kldcloud.report.html import FIGURE_FORMATS, render_html
     from kldcloud.report.llama_text import render_llama
     from kldcloud.report.pair_text import render_pair
     from kldcloud.report.render import render
     from kldcloud.report.terminal import print_table, print_text
 
-    if format != "llama" and (candidate is not None or corpus is not None):
+    if candidate is not None and format != "llama":
         raise UserError(
-            "--candidate and --corpus choose blocks of --format llama",
-            hint="leave them out, or add --format llama",
+            "--candidate chooses a block of --format llama",
+            hint="leave it out, or add --format llama",
         )
-    if pair is not None and format is not None:
+    if corpus is not None and format not in {"llama", *FIGURE_FORMATS}:
+        raise UserError(
+            "--corpus chooses what --format llama, svg and png show",
+            hint="leave it out, or add one of them",
+        )
+    if open_page and format not in {None, "html"}:
+        raise UserError("--open shows the page", hint="leave --format out, or say html")
+    if pair is not None and (format is not None or open_page):
         raise UserError("--pair is text, and no part of a format", hint="leave one of them out")
     found = find_run(run, store)
     summary = read_summary(found)
     if pair is not None:
         print_text(render_pair(summary, *pair), stdout_console())
+    elif open_page:
+        _open(render_html(summary, read_profiles(found)))
     elif format is None:
         print_table(summary, stdout_console())
     elif format == "llama":
         typer.echo(render_llama(summary, candidate, corpus), nl=False)
+    elif format in FIGURE_FORMATS:
+        _print_figure(summary, cast("FigureFormat", format), corpus)
+    elif format == "html":
+        # As bytes: the page says that it is UTF-8, whatever the terminal's encoding is.
+        typer.echo(render_html(summary, read_profiles(found)).encode(), nl=False)
     else:
         typer.echo(render(summary, format), nl=False)
+
+
+def _print_figure(summary: Summary, format: FigureFormat, corpus: str | None) -> None:  # noqa: A002
+    import sys
+
+    from kldcloud.errors import UserError
+    from kldcloud.report.html import render_figure
+
+    if format == "png" and sys.stdout.isatty():
+        raise UserError(
+            "a PNG is no text for a terminal",
+            hint="send it to a file: kldcloud report RUN --format png > plot.png",
+        )
+    typer.echo(render_figure(summary, format, corpus=corpus), nl=False)
+
+
+def _open(page: str) -> None:
+    """Leave the page where it stays after the command has ended, and have a browser show it."""
+    import tempfile
+    import webbrowser
+    from pathlib import Path
+
+    folder = Path(tempfile.mkdtemp(prefix="kldcloud-"))
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    typer.echo(path)
+    if not webbrowser.open(path.as_uri()):
+        from kldcloud.cli.terminal import errors
+
+        errors.print("no browser was found: open that file with one", style="dim", markup=False)

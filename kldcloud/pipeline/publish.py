@@ -10,6 +10,8 @@ from kldcloud.errors import KldcloudError
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.reduce import Reduced
 from kldcloud.pipeline.runs import job_bytes
+from kldcloud.report.html import render_html
+from kldcloud.report.profile_file import parse_profiles
 from kldcloud.report.render import render
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
 from kldcloud.staging.stage import canonical_json
@@ -49,6 +51,8 @@ def publish(
     store.write(f"{prefix}/profile.json", reduced.profile)
     store.write(f"{prefix}/report.md", render(summary, "md").encode())
     store.write(f"{prefix}/report.csv", render(summary, "csv").encode())
+    page = render_html(summary, parse_profiles(reduced.profile))
+    store.write(f"{prefix}/report.html", page.encode())
     if partial:
         store.write(f"{prefix}/summary-partial.json", data)
         return

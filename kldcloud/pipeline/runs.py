@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kldcloud.errors import KldcloudError, UserError
+from kldcloud.report.profile_file import MAX_PROFILE_BYTES, parse_profiles
+from kldcloud.report.profile_shape import Profiles
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
 from kldcloud.spec.load import load_job
 from kldcloud.store import open_store
@@ -73,6 +75,14 @@ def read_summary(found: FoundRun) -> Summary:
         if found.store.size(key) is not None:
             return parse_summary(found.store.read(key, limit=MAX_SUMMARY_BYTES))
     raise UserError(f"run {found.run} has no results yet", hint="launch its job again to finish it")
+
+
+def read_profiles(found: FoundRun) -> Profiles | None:
+    """Where a run's divergences lie; None for a run of an earlier kldcloud, which did not say."""
+    key = f"{found.prefix}/profile.json"
+    if found.store.size(key) is None:
+        return None
+    return parse_profiles(found.store.read(key, limit=MAX_PROFILE_BYTES))
 
 
 def job_bytes(job: object) -> bytes:

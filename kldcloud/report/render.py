@@ -10,6 +10,7 @@ from kldcloud.errors import UserError
 from kldcloud.report.csv_table import render_csv
 from kldcloud.report.escaping import printable
 from kldcloud.report.hf_card import render_hf_card
+from kldcloud.report.html import FIGURE_FORMATS, render_html
 from kldcloud.report.llama_text import render_llama
 from kldcloud.report.markdown import render_markdown
 from kldcloud.report.reddit import render_reddit
@@ -27,7 +28,7 @@ def render(summary: Summary, format: str) -> str:  # noqa: A002 -- the word that
     if format not in FORMATS:
         raise UserError(
             f'no report format "{printable(format, limit=40)}"',
-            hint=f"choose one of {', '.join(FORMATS)}",
+            hint=f"choose one of {', '.join((*FORMATS, *FIGURE_FORMATS))}",
         )
     return FORMATS[format](summary)
 
@@ -44,5 +45,6 @@ FORMATS: Final[Mapping[str, Callable[[Summary], str]]] = MappingProxyType(
         "llama": render_llama,
         "reddit": render_reddit,
         "hf-card": render_hf_card,
+        "html": render_html,
     }
 )

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("ray", "numba", "numpy", "llama_cpp", "boto3", "botocore", "pyarrow", "huggingface_hub")
+HEAVY = (
+    "ray",
+    "numba",
+    "numpy",
+    "llama_cpp",
+    "boto3",
+    "botocore",
+    "pyarrow",
+    "huggingface_hub",
+    "vl_convert",
+)
 
 # Listing what was imported stands in for the time that it would have taken.
 _LIST = """
@@ -47,4 +57,12 @@ def test_listing_imports_would_notice_a_heavy_one(tmp_path: Path) -> None:
 
 def test_a_report_needs_no_engine_and_no_cluster(tmp_path: Path) -> None:
     found = imported_by("report", "latest", "--store", str(tmp_path))
-    assert not found & {"ray", "numba", "llama_cpp", "boto3", "pyarrow", "huggingface_hub"}
+    assert not found & {
+        "ray",
+        "numba",
+        "llama_cpp",
+        "boto3",
+        "pyarrow",
+        "huggingface_hub",
+        "vl_convert",
+    }

@@ -18,6 +18,7 @@ from command_line import CHUNKS, CONTEXT, Desk, Said, run
 from tiny_models import TinyPair
 
 from kldcloud import __version__
+from kldcloud.report.html import FIGURE_FORMATS
 from kldcloud.report.render import FORMATS
 from kldcloud.staging.kld_file import read_kld_header
 from kldcloud.store import open_store
@@ -202,7 +203,13 @@ def test_a_changed_job_is_another_run(sweep: Sweep, command: Command, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("format_name", "file"), [("md", "report.md"), ("json", "summary.json"), ("csv", "report.csv")]
+    ("format_name", "file"),
+    [
+        ("md", "report.md"),
+        ("json", "summary.json"),
+        ("csv", "report.csv"),
+        ("html", "report.html"),
+    ],
 )
 def test_a_report_is_what_the_store_keeps(
     sweep: Sweep, command: Command, format_name: str, file: str
@@ -223,9 +230,18 @@ def test_a_report_in_the_words_of_llama_cpp_has_a_block_for_each_candidate(
     assert one.out in both.out
 
 
+def test_a_real_run_can_be_drawn(sweep: Sweep, command: Command) -> None:
+    said = command(*sweep.report("--format", "svg"))
+    assert (said.code, said.err) == (0, "")
+    assert "on text, " in said.out
+    for name in ("candidate", "Q8_0"):
+        assert f">{name}</text>" in said.out
+
+
 def test_a_report_of_what_the_run_does_not_have_is_refused(sweep: Sweep, command: Command) -> None:
     line = command(*sweep.report("--format", "pdf")).complaint
-    assert line == f'no report format "pdf"; choose one of {", ".join(FORMATS)}'
+    known = ", ".join([*FORMATS, *FIGURE_FORMATS])
+    assert line == f'no report format "pdf"; choose one of {known}'
     line = command(*sweep.report("--format", "llama", "--candidate", "Q9")).complaint
     assert line == 'no candidate "Q9" in this run; it has: candidate, Q8_0'
 

@@ -234,6 +234,7 @@ def test_the_store_of_a_run_lists_only_what_the_design_names(
         "plan.json",
         "profile.json",
         "report.csv",
+        "report.html",
         "report.md",
         "shards-text.json",
         "summary.json",

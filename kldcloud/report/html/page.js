@@ -1,0 +1,202 @@
+// What report.html does in a browser: draws its charts, sorts and searches its tables, goes dark.
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const read = (id) => {
+    const block = document.getElementById(id);
+    return block ? JSON.parse(block.textContent) : null;
+  };
+  const every = (selector, within = document) => [...within.querySelectorAll(selector)];
+  root.dataset.script = "";
+
+  // Dark and light
+
+  const darkSystem = window.matchMedia("(prefers-color-scheme: dark)");
+  const button = document.getElementById("theme");
+  const isDark = () => (root.dataset.theme ?? (darkSystem.matches ? "dark" : "light")) === "dark";
+  const nameTheme = () => {
+    button.textContent = isDark() ? "Light" : "Dark";
+    button.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
+  };
+  button.addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    nameTheme();
+  });
+  darkSystem.addEventListener("change", nameTheme);
+  nameTheme();
+
+  // Tables
+
+  const figure = (cell) => {
+    const number = Number.parseFloat(cell.textContent.replaceAll(",", ""));
+    return Number.isNaN(number) ? null : number;
+  };
+  const compareNames = new Intl.Collator("en", { numeric: true }).compare;
+
+  function sort(heading) {
+    const table = heading.closest("table");
+    const at = [...heading.parentNode.children].indexOf(heading);
+    const down = heading.getAttribute("aria-sort") === "ascending";
+    for (const each of heading.parentNode.children) each.setAttribute("aria-sort", "none");
+    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const sign = down ? -1 : 1;
+    const byName = heading.dataset.kind === "text";
+    const keyed = [...table.tBodies[0].rows].map((row) => {
+      const cell = row.cells[at];
+      return [byName ? cell.querySelector("bdi").textContent : figure(cell), row];
+    });
+    keyed.sort(([one], [other]) => {
+      // What has no figure stands last, whichever way the others go.
+      if (one === null || other === null) return (one === null) - (other === null);
+      return sign * (byName ? compareNames(one, other) : one - other);
+    });
+    table.tBodies[0].append(...keyed.map(([, row]) => row));
+  }
+  for (const heading of every("th[aria-sort]")) {
+    heading.querySelector("button").addEventListener("click", () => sort(heading));
+  }
+
+  for (const field of every("input[data-filters]")) {
+    const rows = [...document.getElementById(field.dataset.filters).tBodies[0].rows];
+    const count = document.querySelector(`[data-counts="${field.dataset.filters}"]`);
+    field.addEventListener("input", () => {
+      const wanted = field.value.toLowerCase();
+      for (const row of rows) {
+        const name = row.querySelector("th bdi").textContent.toLowerCase();
+        row.hidden = !name.includes(wanted);
+      }
+      const shown = rows.filter((row) => !row.hidden).length;
+      count.textContent = wanted ? `${shown} of ${rows.length}` : "";
+    });
+  }
+
+  // Charts
+
+  const { charts, curves, colours, shapes } = read("charts");
+  const profiles = read("profiles")?.profiles ?? [];
+  const WIDE_FROM = 560; // pixels: below, the wide layout's letters would be too small to read
+  const LARGER = 1.2; // a chart grows no further than this
+  const OPTIONS = {
+    mode: "vega-lite",
+    renderer: "svg",
+    actions: false,
+    defaultStyle: false,
+    tooltip: { disableDefaultStyle: true },
+    // Expressions are interpreted: compiling them is what the page's policy forbids.
+    ast: true,
+  };
+  const drawn = new Map(); // chart id: what it shows and its Vega view
+
+  // A curve keeps its colour and shape while others come and go.
+  const boxes = (place) => every(`input[data-shows="${place}"]`);
+  function seat(place) {
+    const checked = boxes(place).filter((box) => box.checked);
+    for (const box of boxes(place)) if (!box.checked) delete box.dataset.seat;
+    const taken = new Set(checked.map((box) => box.dataset.seat));
+    const free = colours.map((_, at) => String(at)).filter((at) => !taken.has(at));
+    for (const box of checked) box.dataset.seat ??= free.shift();
+    const full = checked.length >= colours.length;
+    for (const box of boxes(place)) box.disabled = full && !box.checked;
+  }
+
+  function spec(id, mode, layout) {
+    const chart = charts[id];
+    const whole = chart.modes[mode][layout];
+    if (chart.corpus === undefined) return whole;
+    const chosen = boxes(chart.place).filter((box) => box.checked);
+    const names = new Map(chosen.map(({ value }) => [curves[value].candidate, curves[value].shown]));
+    const own = profiles
+      .filter((each) => each.corpus === chart.corpus && names.has(each.candidate))
+      .map((each) => ({ ...each, shown: names.get(each.candidate) }));
+    const domain = [...names.values()];
+    const scale = (looks) => ({ domain, range: chosen.map((box) => looks[box.dataset.seat]) });
+    const layer = whole.layer.map((each) => {
+      const { color, shape, ...rest } = each.encoding;
+      const encoding = { ...rest, color: { ...color, scale: scale(colours) } };
+      if (shape) encoding.shape = { ...shape, scale: scale(shapes) };
+      return { ...each, encoding };
+    });
+    return { ...whole, datasets: { profiles: own }, layer };
+  }
+
+  const layoutFor = (target) => (target.clientWidth >= WIDE_FROM ? "wide" : "narrow");
+
+  async function draw(id, mode) {
+    const target = document.getElementById(id);
+    const layout = layoutFor(target);
+    const before = drawn.get(id);
+    const now = { mode, layout, view: null };
+    drawn.set(id, now);
+    const holder = document.createElement("div");
+    try {
+      const made = await window.vegaEmbed(holder, spec(id, mode, layout), OPTIONS);
+      if (drawn.get(id) !== now) return made.finalize(); // somebody has clicked on meanwhile
+      now.view = made.view;
+      const svg = holder.querySelector("svg");
+      target.style.setProperty("--widest", `${Math.round(svg.width.baseVal.value * LARGER)}px`);
+      target.replaceChildren(holder);
+      before?.view?.finalize();
+    } catch (problem) {
+      target.textContent = "This chart could not be drawn; its numbers are in the table.";
+      console.error(problem);
+    }
+  }
+
+  async function drawAll() {
+    const resized = new ResizeObserver((entries) => {
+      for (const { target } of entries) {
+        const shown = drawn.get(target.id);
+        if (shown && shown.layout !== layoutFor(target)) draw(target.id, shown.mode);
+      }
+    });
+    for (const [id, { modes }] of Object.entries(charts)) {
+      await draw(id, Object.keys(modes)[0]);
+      resized.observe(document.getElementById(id));
+    }
+    root.dataset.drawn = "";
+  }
+
+  for (const choice of every("input[data-mode-of]")) {
+    choice.addEventListener("change", () => draw(choice.dataset.modeOf, choice.value));
+    if (choice.defaultChecked) choice.checked = true; // browsers remember a choice over a reload
+  }
+  for (const box of every("input[data-shows]")) {
+    const { shows } = box.dataset;
+    box.checked = box.defaultChecked;
+    box.addEventListener("change", () => {
+      seat(shows);
+      for (const [id, chart] of Object.entries(charts)) {
+        if (String(chart.place) === shows) draw(id, drawn.get(id).mode);
+      }
+    });
+  }
+  for (const place of new Set(every("input[data-shows]").map((box) => box.dataset.shows))) seat(place);
+
+  // Files to keep
+
+  function save(url, name) {
+    const link = document.createElement("a");
+    link.href = url;
+    link.download = name;
+    link.click();
+  }
+  for (const keep of every("button[data-draws]")) {
+    keep.addEventListener("click", async () => {
+      // A picture leaves its page, so it takes along a title.
+      const id = keep.dataset.draws;
+      const { mode } = drawn.get(id);
+      const whole = { ...spec(id, mode, "wide"), title: charts[id].titles[mode] };
+      const made = await window.vegaEmbed(document.createElement("div"), whole, OPTIONS);
+      save(await made.view.toImageURL(keep.value, 2), `${id}.${keep.value}`);
+      made.finalize();
+    });
+  }
+  for (const keep of every("button[data-saves]")) {
+    keep.addEventListener("click", () => {
+      const text = document.getElementById(keep.dataset.saves).textContent;
+      save(URL.createObjectURL(new Blob([text], { type: "application/json" })), "summary.json");
+    });
+  }
+
+  drawAll();
+})();

@@ -1,0 +1,302 @@
+"""Where on the text divergence lies, as Vega-Lite charts: distribution, position, confidence.
+
+The charts hold no measurements, so that every number stands once in a page: page.js hands them the
+run's profiles as the data set `profiles`, each with what charts call its candidate as `shown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from kldcloud.report.escaping import printable
+from kldcloud.report.html.chart_style import (
+    COLOURS,
+    PLAIN_NUMBER,
+    SHAPES,
+    Domain,
+    Layout,
+    chart,
+    log_ticks,
+    padded_log,
+)
+from kldcloud.report.html.curves import Curve
+from kldcloud.report.profile_shape import Bin, Profile
+
+_LEAST_SHARE: Final = 0.2  # what lies below this share of the positions does not stretch the axis
+_MOST_DECADES: Final = 6.0
+_DEEPEST_ERROR: Final = 3
+_SHAPES_ON_A_LINE: Final = 9
+
+
+def distribution_chart(
+    profiles: Sequence[Profile], curves: Sequence[Curve], layout: Layout
+) -> dict[str, Any] | None:
+    """KL divergence of the share of positions that have no more; None without positive ones.
+
+    The axis of shares gives each further nine the same room: 90 %, 99 %, 99.9 %.
+    """
+    heights = [
+        (share, value)
+        for profile in profiles
+        for share, value in profile.curve
+        if share is not None and value is not None and value > 0 and share < 1
+    ]
+    shares = [share for share, _ in heights]
+    if not heights:
+        return None
+    largest = max(value for _, value in heights)
+    within = [value for share, value in heights if share >= _LEAST_SHARE] or [largest]
+    domain = padded_log(max(min(within), largest / 10**_MOST_DECADES), largest, 0.04)
+    rarest = 1 - max(shares)
+    marks = [mark for mark in _RARITIES if mark >= rarest * (1 - _ROUNDING)]
+    transform = [
+        {"calculate": "datum.curve[0]", "as": "share"},
+        {"calculate": "datum.curve[1]", "as": "kld"},
+        {"filter": "datum.share !== null && datum.share < 1 && datum.kld > 0"},
+        {"calculate": "1 - datum.share", "as": "rarer"},
+        {"calculate": "format(100 * datum.share, '.6~f') + ' % of the positions'", "as": "where"},
+        {"calculate": "'at most ' + format(datum.kld, '.4~g') + ' nats'", "as": "told"},
+    ]
+    across = {
+        "field": "rarer",
+        "type": "quantitative",
+        "scale": {"type": "log", "domain": [rarest, 1], "nice": False, "reverse": True},
+        "axis": {
+            "title": "share of the positions",
+            "values": marks,
+            # A log of 1 - share, labelled with the share; rounded, for 1 - 0.001 has a tail.
+            "labelExpr": "format(100 * (1 - datum.value), '.6~f') + ' %'",
+        },
+    }
+    return chart(
+        layout,
+        f"KL divergence that a share of the positions does not exceed, for {_spoken(curves)}.",
+        data={"name": "profiles"},
+        transform=[{"flatten": ["curve"]}, *transform, *_common("share")],
+        encoding=_axes(across, "KLD not exceeded, nats", domain, layout),
+        layer=_layers(curves, layout, errors=False),
+        resolve=_ONE_LEGEND,
+    )
+
+
+def position_chart(
+    profiles: Sequence[Profile], curves: Sequence[Curve], layout: Layout
+) -> dict[str, Any] | None:
+    """Mean KL divergence by position in the chunk; None without positive means."""
+    return _binned(
+        profiles,
+        curves,
+        layout,
+        field="by_position",
+        bins=lambda profile: profile.by_position,
+        axis="position in the chunk, tokens",
+        about="position in the chunk",
+    )
+
+
+def confidence_chart(
+    profiles: Sequence[Profile], curves: Sequence[Curve], layout: Layout
+) -> dict[str, Any] | None:
+    """Mean KL divergence by the base's entropy; None without positive means."""
+    return _binned(
+        profiles,
+        curves,
+        layout,
+        field="by_confidence",
+        bins=lambda profile: profile.by_confidence,
+        axis="entropy of the base, nats: sure to unsure",
+        about="how sure the base is, by its entropy",
+    )
+
+
+Draw = Callable[[Sequence[Profile], Sequence[Curve], Layout], dict[str, Any] | None]
+PROFILE_CHARTS: Final[Mapping[str, Draw]] = MappingProxyType(
+    {
+        "distribution": distribution_chart,
+        "position": position_chart,
+        "confidence": confidence_chart,
+    }
+)
+
+PROFILE_WORDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "distribution": "KLD distribution",
+        "position": "KLD by position in the chunk",
+        "confidence": "KLD by the base's confidence",
+    }
+)
+
+
+def _binned(
+    profiles: Sequence[Profile],
+    curves: Sequence[Curve],
+    layout: Layout,
+    *,
+    field: str,
+    bins: Callable[[Profile], Iterable[Bin]],
+    axis: str,
+    about: str,
+) -> dict[str, Any] | None:
+    known = [
+        (each.mean, each.error or 0.0)
+        for profile in profiles
+        for each in bins(profile)
+        if each.low is not None and each.mean is not None and each.mean > 0
+    ]
+    if not known:
+        return None
+    domain = _domain_with_errors(known)
+    part = f"datum.{field}"
+    transform = [
+        {"calculate": f"{part}.low", "as": "low"},
+        {"calculate": f"{part}.high", "as": "high"},
+        {"calculate": f"{part}.mean", "as": "kld"},
+        {"calculate": f"{part}.error", "as": "error"},
+        {"calculate": f"{part}.tokens", "as": "tokens"},
+        {"filter": "datum.low !== null && datum.kld > 0"},
+        # The last bin may be open: it stands at its beginning.
+        {
+            "calculate": "datum.high === null ? datum.low : (datum.low + datum.high) / 2",
+            "as": "across",
+        },
+        {
+            "calculate": f"max(datum.kld - datum.error, {domain.low})",
+            "as": "least",
+        },
+        {"calculate": "datum.kld + datum.error", "as": "most"},
+        {
+            "calculate": "format(datum.low, '.4~g') + (datum.high === null ? ' and more'"
+            " : ' to ' + format(datum.high, '.4~g')) + ', ' + format(datum.tokens, ',')"
+            " + ' positions'",
+            "as": "where",
+        },
+        {
+            "calculate": "format(datum.kld, '.6f') + (datum.error === null ? ''"
+            " : ' \u00b1 ' + format(datum.error, '.6f')) + ' nats'",
+            "as": "told",
+        },
+    ]
+    across = {
+        "field": "across",
+        "type": "quantitative",
+        "scale": {"zero": False, "nice": False, "padding": 10},
+        "axis": {"title": axis, "tickCount": layout.ticks, "grid": False},
+    }
+    return chart(
+        layout,
+        f"Mean KL divergence by {about}, for {_spoken(curves)}.",
+        data={"name": "profiles"},
+        transform=[{"flatten": [field]}, *transform, *_common("across")],
+        encoding=_axes(across, "mean KLD, nats a token", domain, layout),
+        layer=_layers(curves, layout, errors=True),
+        resolve=_ONE_LEGEND,
+    )
+
+
+def _domain_with_errors(known: Sequence[tuple[float, float]]) -> Domain:
+    """Room for every mean, and for errors unless they come close to a logarithm's depths."""
+    least, largest = min(mean for mean, _ in known), max(mean for mean, _ in known)
+    low = max(min(mean - error for mean, error in known), least / _DEEPEST_ERROR)
+    high = max(mean + error for mean, error in known)
+    return padded_log(max(low, largest / 10**_MOST_DECADES), high)
+
+
+def _common(order: str) -> list[dict[str, Any]]:
+    """What people hear of a point, and which points of a line carry its shape."""
+    return [
+        {
+            "window": [{"op": "row_number", "as": "at"}],
+            "sort": [{"field": order}],
+            "groupby": ["shown"],
+        },
+        {"joinaggregate": [{"op": "count", "as": "many"}], "groupby": ["shown"]},
+        {
+            "calculate": "datum.shown + ', ' + datum.where + ': ' + datum.told",
+            "as": "spoken",
+        },
+        {
+            "calculate": f"(datum.at - 1) % ceil(datum.many / {_SHAPES_ON_A_LINE}) === 0",
+            "as": "marked",
+        },
+    ]
+
+
+def _axes(
+    across: Mapping[str, Any], upwards: str, domain: Domain, layout: Layout
+) -> dict[str, Any]:
+    return {
+        "x": across,
+        "y": {
+            "field": "kld",
+            "type": "quantitative",
+            "scale": {"type": "log", "domain": domain.as_list(), "nice": False},
+            "axis": {
+                "title": upwards,
+                "values": log_ticks(domain, layout.ticks + 2),
+                "labelExpr": PLAIN_NUMBER,
+            },
+        },
+    }
+
+
+def _layers(curves: Sequence[Curve], layout: Layout, *, errors: bool) -> list[dict[str, Any]]:
+    """Lines with points on them, whose colours and shapes one legend explains.
+
+    page.js gives `color` and `shape` the names of those that a reader chooses.
+    """
+    names = [curve.shown for curve in curves]
+    legend = {"title": None, "columns": layout.legend_columns, "symbolOpacity": 1}
+    colour = {
+        "field": "shown",
+        "type": "nominal",
+        "scale": {"domain": names, "range": list(COLOURS[: len(curves)])},
+    }
+    shape = {
+        **colour,
+        "scale": {"domain": names, "range": list(SHAPES[: len(curves)])},
+        "legend": legend,
+    }
+    bars = {
+        "name": "errors",
+        "transform": [{"filter": "datum.error !== null"}],
+        "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.45, "clip": True, "aria": False},
+        "encoding": {
+            "y": {"field": "least"},
+            "y2": {"field": "most"},
+            "color": {**colour, "legend": None},
+        },
+    }
+    lines = {
+        "name": "lines",
+        "mark": {"type": "line", "strokeWidth": 1.8, "clip": True, "tooltip": None, "aria": False},
+        "encoding": {"color": {**colour, "legend": None}},
+    }
+    points = {
+        "name": "points",
+        "transform": [{"filter": "datum.marked"}],
+        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "clip": True},
+        "encoding": {
+            "color": {**colour, "legend": legend},
+            "shape": shape,
+            "description": {"field": "spoken"},
+            "tooltip": [
+                {"field": "shown", "title": "candidate"},
+                {"field": "where", "title": "where"},
+                {"field": "told", "title": "KLD"},
+            ],
+        },
+    }
+    return [bars, lines, points] if errors else [lines, points]
+
+
+def _spoken(curves: Sequence[Curve]) -> str:
+    return ", ".join(printable(curve.shown, limit=60) for curve in curves)
+
+
+# The share of positions that exceed a value, where an axis says something.
+_RARITIES: Final = (1.0, 0.5, 0.1, 0.01, 0.001, 1e-4, 1e-5, 1e-6, 1e-7)
+_ROUNDING: Final = 1e-6
+# Only the points' legend shows colour and shape together.
+_ONE_LEGEND: Final = {"legend": {"color": "independent", "shape": "independent"}}
