@@ -40,7 +40,6 @@ def report(
 ) -> None:
     """Show a run's results."""
     from kldcloud.cli.terminal import stdout_console
-    from kldcloud.errors import UserError
     from kldcloud.pipeline.runs import find_run, read_profiles, read_summary
     from kldcloud.report.html import FIGURE_FORMATS, render_html
     from kldcloud.report.llama_text import render_llama
@@ -48,20 +47,9 @@ def report(
     from kldcloud.report.render import render
     from kldcloud.report.terminal import print_table, print_text
 
-    if candidate is not None and format != "llama":
-        raise UserError(
-            "--candidate chooses a block of --format llama",
-            hint="leave it out, or add --format llama",
-        )
-    if corpus is not None and format not in {"llama", *FIGURE_FORMATS}:
-        raise UserError(
-            "--corpus chooses what --format llama, svg and png show",
-            hint="leave it out, or add one of them",
-        )
-    if open_page and format not in {None, "html"}:
-        raise UserError("--open shows the page", hint="leave --format out, or say html")
-    if pair is not None and (format is not None or open_page):
-        raise UserError("--pair is text, and no part of a format", hint="leave one of them out")
+    _refuse_contradictions(
+        format, candidate=candidate, corpus=corpus, paired=pair is not None, opened=open_page
+    )
     found = find_run(run, store)
     summary = read_summary(found)
     if pair is not None:
@@ -79,6 +67,34 @@ def report(
         typer.echo(render_html(summary, read_profiles(found)).encode(), nl=False)
     else:
         typer.echo(render(summary, format), nl=False)
+
+
+def _refuse_contradictions(
+    format: str | None,  # noqa: A002 - the option's name
+    *,
+    candidate: str | None,
+    corpus: str | None,
+    paired: bool,
+    opened: bool,
+) -> None:
+    """Refuse options that say nothing about what is asked for."""
+    from kldcloud.errors import UserError
+    from kldcloud.report.html import FIGURE_FORMATS
+
+    if candidate is not None and format != "llama":
+        raise UserError(
+            "--candidate chooses a block of --format llama",
+            hint="leave it out, or add --format llama",
+        )
+    if corpus is not None and format not in {"llama", *FIGURE_FORMATS}:
+        raise UserError(
+            "--corpus chooses what --format llama, svg and png show",
+            hint="leave it out, or add one of them",
+        )
+    if opened and format not in {None, "html"}:
+        raise UserError("--open shows the page", hint="leave --format out, or say html")
+    if paired and (format is not None or opened):
+        raise UserError("--pair is text, and no part of a format", hint="leave one of them out")
 
 
 def _print_figure(summary: Summary, format: FigureFormat, corpus: str | None) -> None:  # noqa: A002
