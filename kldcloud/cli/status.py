@@ -86,7 +86,7 @@ def runs(store: Store = None, as_json: AsJson = False) -> None:
 
 
 def _watch(reader: StatusReader, *, as_json: bool) -> None:
-    from kldcloud.cli.terminal import stdout_console
+    from kldcloud.cli.terminal import encodable, stdout_console
 
     console = stdout_console()
     if console.is_terminal and not as_json:
@@ -101,7 +101,7 @@ def _watch(reader: StatusReader, *, as_json: bool) -> None:
         elif seen.settled:
             _show(seen)
         else:
-            typer.echo(_encodable(status_line(seen, now), console))
+            typer.echo(encodable(status_line(seen, now), console))
 
 
 def _redraw(reader: StatusReader, console: Console) -> None:
@@ -146,11 +146,7 @@ def _show(seen: Status) -> None:
 def _texts(lines: Sequence[Line], console: Console) -> list[Text]:
     from rich.text import Text
 
+    from kldcloud.cli.terminal import encodable
+
     # Text, not markup: a name with brackets stays what it is.
-    return [Text(_encodable(line.text, console), style=line.style) for line in lines]
-
-
-def _encodable(text: str, console: Console) -> str:
-    if console.encoding.startswith("utf"):
-        return text
-    return text.replace("±", "+-").encode(console.encoding, "backslashreplace").decode()
+    return [Text(encodable(line.text, console), style=line.style) for line in lines]

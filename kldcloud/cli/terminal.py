@@ -20,7 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from kldcloud.pipeline.progress import Bar
+from kldcloud.pipeline.progress import MEASURING, Bar
+from kldcloud.store.base import Store
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -41,17 +42,22 @@ class _Times(ProgressColumn):
     """Time so far and, from the average pace of this launch, time to come.
 
     rich's own estimate looks half a minute back, in which a large model may finish no chunk.
+
+    Args:
+        before: how much was done before this launch.
+        left: whether the time to come is shown.
     """
 
-    def __init__(self, before: int) -> None:
+    def __init__(self, before: int, *, left: bool = True) -> None:
         super().__init__()
         self._before = before
+        self._left = left
 
     def render(self, task: Task) -> Text:
         elapsed = task.elapsed or 0.0
         shown = _clock(elapsed)
         done = task.completed - self._before
-        if task.total and done > 0 and task.completed < task.total:
+        if self._left and task.total and done > 0 and task.completed < task.total:
             left = elapsed * (task.total - task.completed) / done
             shown += f", about {_clock(left)} left"
         return Text(shown, style="dim")
@@ -96,6 +102,24 @@ def _leave_line(label: str, seconds: float) -> None:
         errors.print(f"{label}: {seconds:.0f} s", style="dim", markup=False)
 
 
+@contextmanager
+def _shown(progress: Progress, label: str, total: int, done: int) -> Iterator[Bar]:
+    """Show a bar unless its work is over at once, and leave a line where it was."""
+    task = progress.add_task(label, total=total or None, completed=done)
+    # What is over at once would only flicker.
+    appear = threading.Timer(SHOWN_AFTER_SECONDS, progress.start)
+    appear.daemon = True
+    appear.start()
+    try:
+        yield _RichBar(progress, task)
+    finally:
+        appear.cancel()
+        appear.join()
+        progress.stop()
+    finished = progress.tasks[0]
+    _leave_line(label, finished.elapsed or 0.0)
+
+
 class TerminalProgress:
     """Bars with the time left; where stderr is no terminal, a line a minute and one at the end."""
 
@@ -104,26 +128,27 @@ class TerminalProgress:
         if not errors.is_terminal:
             yield from _line_when_done(label, total, done)
             return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TaskProgressColumn(),
-            _Times(done),
+        progress = Progress(*_COLUMNS, _Times(done), console=errors, transient=True)
+        with _shown(progress, label, total, done) as bar:
+            yield bar
+
+    @contextmanager
+    def measuring(self, store: Store, run: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """On a terminal, the run's running means stand below the bar."""
+        if not errors.is_terminal:
+            yield from _line_when_done(MEASURING, total, done)
+            return
+        from kldcloud.cli.live import REDRAWS_A_SECOND, MeansBelow, kept_up_to_date
+
+        view = MeansBelow(
+            *_COLUMNS,
+            _Times(done, left=False),
+            console=errors,
+            transient=True,
+            refresh_per_second=REDRAWS_A_SECOND,
         )
-        progress = Progress(*columns, console=errors, transient=True)
-        task = progress.add_task(label, total=total or None, completed=done)
-        # What is over at once would only flicker.
-        appear = threading.Timer(SHOWN_AFTER_SECONDS, progress.start)
-        appear.daemon = True
-        appear.start()
-        try:
-            yield _RichBar(progress, task)
-        finally:
-            appear.cancel()
-            appear.join()
-            progress.stop()
-        finished = progress.tasks[0]
-        _leave_line(label, finished.elapsed or 0.0)
+        with _shown(view, MEASURING, total, done) as bar, kept_up_to_date(view, store, run):
+            yield bar
 
     def note(self, text: str) -> None:
         errors.print(text, style="dim", markup=False)
@@ -132,11 +157,23 @@ class TerminalProgress:
         errors.print(f"warning: {text}", style="yellow", markup=False)
 
 
+_COLUMNS = (
+    TextColumn("{task.description}", markup=False),
+    BarColumn(bar_width=30),
+    TaskProgressColumn(),
+)
 LINE_SECONDS = 60.0
 QUIET_SECONDS = 2.0
 """Work shorter than this leaves no line behind."""
 SHOWN_AFTER_SECONDS = 0.3
 """Work shorter than this shows no bar."""
+
+
+def encodable(text: str, console: Console) -> str:
+    """Text in characters that the output's encoding has."""
+    if console.encoding.startswith("utf"):
+        return text
+    return text.replace("±", "+-").encode(console.encoding, "backslashreplace").decode()
 
 
 def stdout_console() -> Console:

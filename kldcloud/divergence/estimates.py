@@ -54,9 +54,22 @@ class Means:
     ``G / (G - 1) * sum_g S_g S_g' / n**2`` (Cameron and Miller, "A Practitioner's Guide to
     Cluster-Robust Inference", Journal of Human Resources 50, 2015, with their finite-sample factor
     for an intercept alone and their advice of t with G - 1 degrees of freedom).
+
+    Args:
+        total: of all positions.
+        sizes: positions of each chunk.
+        means: of each chunk.
+        index: where each variable stands, if these are not all of them.
     """
 
-    def __init__(self, total: Moments, sizes: Sequence[int], means: Sequence[Floats]) -> None:
+    def __init__(
+        self,
+        total: Moments,
+        sizes: Sequence[int],
+        means: Sequence[Floats],
+        index: Mapping[str, int] = INDEX,
+    ) -> None:
+        self._index = index
         self._mean = total.mean
         self.comoment = total.comoment
         n = total.count
@@ -72,7 +85,7 @@ class Means:
             self._t = _student_t(clusters - 1)
 
     def __getitem__(self, name: str) -> float:
-        return float(self._mean[INDEX[name]])
+        return float(self._mean[self._index[name]])
 
     def mean(self, name: str, *, low: float = -math.inf, high: float = math.inf) -> Estimate:
         """A variable's mean; its interval ends where the variable's range does."""
@@ -88,24 +101,25 @@ class Means:
     ) -> Estimate:
         """A function of the means by the delta method: ``gradient`` holds its derivatives."""
         interval = None
-        error = _error(self._robust, gradient)
+        by_place = {self._index[name]: slope for name, slope in gradient.items()}
+        error = _error(self._robust, by_place)
         if error is not None:
             half = self._t * error
             # Clipping never loses a true value; the estimate itself stays inside all the same.
             interval = Interval(
                 max(value - half, min(low, value)), min(value + half, max(high, value))
             )
-        naive = _error(self._naive, gradient)
+        naive = _error(self._naive, by_place)
         return Estimate(value, math.nan if naive is None else naive, error, interval)
 
 
-def _error(covariance: Floats | None, gradient: Mapping[str, float]) -> float | None:
+def _error(covariance: Floats | None, gradient: Mapping[int, float]) -> float | None:
     if covariance is None:
         return None
     variance = 0.0
     for a, slope_a in gradient.items():
         for b, slope_b in gradient.items():
-            variance += slope_a * slope_b * float(covariance[INDEX[a], INDEX[b]])
+            variance += slope_a * slope_b * float(covariance[a, b])
     # Rounding may leave a tiny negative variance of a difference that does not vary.
     return math.sqrt(variance) if variance > 0 or math.isnan(variance) else 0.0
 

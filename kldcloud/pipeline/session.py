@@ -14,7 +14,7 @@ from kldcloud.pipeline.dispatch import REVIVAL_SECONDS, Dispatch, Failure
 from kldcloud.pipeline.machines import Actors, Machines, Seat, WorkerSettings
 from kldcloud.pipeline.plan import SweepPlan, make_plan, run_shards
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
-from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.progress import MEASURING, Progress
 from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.stage_base import import_kld
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, Task
@@ -128,9 +128,7 @@ class Session:
         self, plan: SweepPlan, tasks: Sequence[MeasureTask], pulse: DriverPulse
     ) -> Mapping[str, Failure]:
         """Measure candidates on shards; a candidate's failure comes back, no raise."""
-        failures = self._run(
-            plan, "measuring", "measuring", tasks, f"{plan.prefix}/partials", pulse
-        )
+        failures = self._run(plan, MEASURING, MEASURING, tasks, f"{plan.prefix}/partials", pulse)
         for failure in failures.values():
             if issubclass(failure.kind, StoreError):
                 # A store that fails says nothing about the candidate: the run stops, to go on.
@@ -179,7 +177,12 @@ class Session:
         actors = self._workers(plan)
         deadlines = ShardDeadlines(self._store, plan.run, self._attempt, self._deadline)
 
-        with self._progress.bar(label, chunks, done) as bar:
+        shown = (
+            self._progress.measuring(self._store, plan.run, chunks, done)
+            if state == MEASURING
+            else self._progress.bar(label, chunks, done)
+        )
+        with shown as bar:
 
             def count(task: Task) -> None:
                 bar.advance(task.shard.count)

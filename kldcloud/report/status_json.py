@@ -20,8 +20,8 @@ def status_facts(status: Status) -> dict[str, Any]:
 
     Returns:
         Fields as `Status` documents them, with these differences: `run` is null where there is
-        none; `tokens_per_second`; `results` have `kld` with `mean` and `error`; `cost` sums the
-        launches', and `hourly` is of those whose machines are not down.
+        none; `tokens_per_second`; `results` have `kld` and `same_top`, each with `mean` and
+        `error`; `cost` sums the launches', and `hourly` is of those whose machines are not down.
     """
     running = [each for each in status.launches if each.record and not each.record.down]
     return {
@@ -55,6 +55,10 @@ def status_facts(status: Status) -> dict[str, Any]:
                 "chunks_done": each.chunks_done,
                 "chunks": each.chunks,
                 "kld": {"mean": _number(each.kld), "error": _number(each.error)},
+                "same_top": {
+                    "mean": _number(each.same_top),
+                    "error": _number(each.same_top_error),
+                },
             }
             for each in status.results
         ],

@@ -9,7 +9,8 @@ from typing import Final
 from rich.cells import cell_len
 
 from kldcloud.report.escaping import printable
-from kldcloud.report.rounding import MISSING, Measured, kld_with_error
+from kldcloud.report.rounding import MISSING
+from kldcloud.report.running_figures import mean_figure, of_total, span, top_figure
 from kldcloud.status.launch import LaunchStatus
 from kldcloud.status.progress import ResultStatus
 from kldcloud.status.run_list import RunLine
@@ -20,9 +21,6 @@ _NAME_SHOWN: Final = 48
 _LINE_SHOWN: Final = 400
 _MOST_LINES: Final = 20
 _GAP: Final = "  "
-_MINUTE: Final = 60
-_HOUR: Final = 60 * _MINUTE
-_DAY: Final = 24 * _HOUR
 _STAGES: Final = {"staging": "staging base", "measuring": "measuring", "reducing": "reducing"}
 _STYLES: Final = {
     "running": "green",
@@ -66,7 +64,7 @@ def status_line(status: Status, now: float) -> str:
     parts += [f"{line.text}" for line in _pace(status, now)]
     for each in status.results:
         if each.kld is not None:
-            parts.append(f"{_name(each.candidate)} on {_name(each.corpus)} {_mean(each)}")
+            parts.append(f"{_name(each.candidate)} on {_name(each.corpus)} {mean_figure(each)}")
     if status.workers and status.workers.stuck:
         parts.append(f"{len(status.workers.stuck)} stuck")
     return "; ".join(parts)
@@ -79,9 +77,9 @@ def run_lines(runs: Sequence[RunLine], now: float) -> list[Line]:
         [
             each.id,
             each.state,
-            _of(each.done, each.total) if each.kind == "run" else MISSING,
-            MISSING if each.started is None else f"{_span(age(each.started, now))} ago",
-            MISSING if each.updated is None else f"{_span(age(each.updated, now))} ago",
+            of_total(each.done, each.total) if each.kind == "run" else MISSING,
+            MISSING if each.started is None else f"{span(age(each.started, now))} ago",
+            MISSING if each.updated is None else f"{span(age(each.updated, now))} ago",
         ]
         for each in runs
     ]
@@ -96,7 +94,7 @@ def _subject(status: Status) -> str:
 def _state(status: Status, now: float) -> str:
     seen = None if status.updated is None else age(status.updated, now)
     if status.state == "gone":
-        silence = "no sign of life" + ("" if seen is None else f" for {_span(seen)}")
+        silence = "no sign of life" + ("" if seen is None else f" for {span(seen)}")
         return f"{silence}: the driver is gone; launch the job again to go on"
     shown = status.state
     if status.state == "starting":
@@ -108,7 +106,7 @@ def _state(status: Status, now: float) -> str:
     if seen is None:
         return shown
     heard = "" if status.settled else "last sign of life "
-    return f"{shown}  ({heard}{_span(seen)} ago)"
+    return f"{shown}  ({heard}{span(seen)} ago)"
 
 
 def _under_way(status: Status) -> str:
@@ -125,20 +123,21 @@ def _bases(status: Status) -> Iterator[Line]:
     for each in status.stages:
         whole = "" if each.complete or each.shards_done != each.shards else ", not closed yet"
         encoding = f" as {status.encoding}" if status.encoding else ""
-        shards = _of(each.shards_done, each.shards)
+        shards = of_total(each.shards_done, each.shards)
         yield Line(f"base on {_name(each.corpus)}{encoding}: {shards} shards{whole}")
 
 
 def _results(results: Sequence[ResultStatus]) -> Iterator[Line]:
     if not results:
         return
-    rows = [["corpus", "candidate", "chunks", "mean KLD"]]
+    rows = [["corpus", "candidate", "chunks", "mean KLD", "same top %"]]
     rows += [
         [
             _name(each.corpus),
             _name(each.candidate),
-            _of(each.chunks_done, each.chunks),
-            _mean(each),
+            of_total(each.chunks_done, each.chunks),
+            mean_figure(each),
+            top_figure(each),
         ]
         for each in results
     ]
@@ -149,11 +148,11 @@ def _results(results: Sequence[ResultStatus]) -> Iterator[Line]:
 def _pace(status: Status, now: float) -> Iterator[Line]:
     if not status.total or status.state == "finished":
         return
-    text = f"{_of(status.done, status.total)} chunk evaluations"
+    text = f"{of_total(status.done, status.total)} chunk evaluations"
     if status.tokens_a_second is not None:
         text += f", {status.tokens_a_second:,.0f} tokens/s"
     if status.eta is not None:
-        text += f", about {_span(max(0.0, status.eta - now))} left"
+        text += f", about {span(max(0.0, status.eta - now))} left"
     yield Line(text)
 
 
@@ -163,12 +162,12 @@ def _workers(workers: WorkersStatus | None) -> Iterator[Line]:
     yield Line(f"workers: {workers.alive:,} of {workers.count:,} have beaten lately")
     for each in workers.stuck[:_MOST_LINES]:
         yield Line(
-            f"{_worker(each)} is stuck: nothing done for {_span(each.seconds)}"
+            f"{_worker(each)} is stuck: nothing done for {span(each.seconds)}"
             f" at {printable(each.task, limit=_LINE_SHOWN)}",
             "red",
         )
     for each in workers.silent[:_MOST_LINES]:
-        yield Line(f"{_worker(each)} has been silent for {_span(each.seconds)}", "yellow")
+        yield Line(f"{_worker(each)} has been silent for {span(each.seconds)}", "yellow")
 
 
 def _worker(found: WorkerFinding) -> str:
@@ -204,27 +203,8 @@ def _launch(launch: LaunchStatus) -> Iterator[Line]:
         )
 
 
-def _mean(result: ResultStatus) -> str:
-    return kld_with_error(Measured(result.kld, result.error))
-
-
 def _name(text: str) -> str:
     return printable(text, limit=_NAME_SHOWN)
-
-
-def _of(done: int, total: int | None) -> str:
-    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
-
-
-def _span(seconds: float) -> str:
-    """A length of time to two units at most."""
-    if seconds < _MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < _HOUR:
-        return f"{seconds // _MINUTE:.0f} min"
-    if seconds < _DAY:
-        return f"{seconds // _HOUR:.0f} h {seconds % _HOUR // _MINUTE:02.0f} min"
-    return f"{seconds // _DAY:,.0f} d {seconds % _DAY // _HOUR:.0f} h"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kldcloud.divergence.estimates import Means
+import numpy as np
+
+from kldcloud.divergence.estimates import Estimate, Means
 from kldcloud.divergence.moments import INDEX, Moments, merge_in_order
 from kldcloud.divergence.partial import PartialIdentity
 from kldcloud.errors import FormatError
@@ -16,22 +18,23 @@ from kldcloud.store.base import ObjectInfo, Store
 from kldcloud.store.s3_parallel import run_in_flight
 
 READS_IN_FLIGHT = 16
-_KEPT = INDEX["kld"] + 1
+_SHOWN = {"kld": 0, "same_top": 1}
+_KEPT = [INDEX[name] for name in _SHOWN]
 
 
 @dataclass(frozen=True, slots=True)
 class RunningMean:
-    """A candidate's mean KLD so far, in nats a token.
+    """A candidate's means so far, their errors cluster-robust by chunk.
 
     Attributes:
         chunks: that are committed.
-        value: the mean over their positions.
-        error: its standard error, cluster-robust by chunk; None of a single chunk.
+        kld: mean over their positions, in nats a token.
+        same_top: share of their positions with the base's top token.
     """
 
     chunks: int
-    value: float
-    error: float | None
+    kld: Estimate
+    same_top: Estimate
 
 
 class CommittedMeans:
@@ -84,16 +87,15 @@ class CommittedMeans:
 
 
 def _kept(moments: Moments) -> Moments:
-    """The first variables, up to the KLD: all that is shown, at a fifth of the memory."""
-    return Moments(
-        moments.count, moments.mean[:_KEPT].copy(), moments.comoment[:_KEPT, :_KEPT].copy()
-    )
+    """The variables that are shown, at a fifth of the memory."""
+    return Moments(moments.count, moments.mean[_KEPT], moments.comoment[np.ix_(_KEPT, _KEPT)])
 
 
 def _mean_of(shards: Mapping[int, tuple[Moments, ...]]) -> RunningMean:
     """As a reduction does it: chunk by chunk, in order, so that the end equals the summary."""
     chunks = [moments for first in sorted(shards) for moments in shards[first]]
-    total = merge_in_order(chunks, Moments.of_nothing(_KEPT))
-    means = Means(total, [each.count for each in chunks], [each.mean for each in chunks])
-    estimate = means.mean("kld", low=0.0)
-    return RunningMean(len(chunks), estimate.value, estimate.error)
+    total = merge_in_order(chunks, Moments.of_nothing(len(_KEPT)))
+    means = Means(total, [each.count for each in chunks], [each.mean for each in chunks], _SHOWN)
+    return RunningMean(
+        len(chunks), means.mean("kld", low=0.0), means.mean("same_top", low=0.0, high=1.0)
+    )

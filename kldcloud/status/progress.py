@@ -50,6 +50,8 @@ class ResultStatus:
         chunks: in all; None while nobody has said how many.
         kld: mean over what is committed, in nats a token; None if that is nothing.
         error: its standard error, cluster-robust by chunk; None of less than two chunks.
+        same_top: share of those positions with the base's top token; None if there are none.
+        same_top_error: as `error`.
     """
 
     corpus: str
@@ -58,6 +60,8 @@ class ResultStatus:
     chunks: int | None
     kld: float | None
     error: float | None
+    same_top: float | None = None
+    same_top_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +175,10 @@ class ProgressReader:
                         candidate,
                         mean.chunks if mean else 0,
                         chunks[corpus],
-                        mean.value if mean else None,
-                        mean.error if mean else None,
+                        mean.kld.value if mean else None,
+                        mean.kld.error if mean else None,
+                        mean.same_top.value if mean else None,
+                        mean.same_top.error if mean else None,
                     )
                 )
         return tuple(results)
@@ -216,6 +222,8 @@ def _results_of(summary: Summary) -> tuple[ResultStatus, ...]:
             chunks[each.corpus],
             each.result.kld.mean.value,
             each.result.kld.mean.error,
+            each.result.same_top.value,
+            each.result.same_top.error,
         )
         for each in summary.results
         if each.result is not None

@@ -64,12 +64,14 @@ class PlanNote:
         stages: corpus -> key of its base stage.
         candidates: their names, in the report's order.
         chunks: corpus -> how many it has.
+        contexts: corpus -> tokens a chunk.
     """
 
     encoding: str = ""
     stages: Mapping[str, str] = field(default_factory=dict)
     candidates: tuple[str, ...] = ()
     chunks: Mapping[str, int] = field(default_factory=dict)
+    contexts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def measured(self) -> int | None:
@@ -132,6 +134,7 @@ def read_plan_note(store: Store, run: str) -> PlanNote | None:
         stages={row[0]: row[1] for row in _rows(facts.get("stages"), 2) if _is_name(row[1])},
         candidates=tuple(filter(_is_name, candidates))[:_MOST_CANDIDATES],
         chunks={row[0]: row[1] for row in _rows(facts.get("corpora"), 2) if _is_count(row[1])},
+        contexts={row[0]: row[2] for row in _rows(facts.get("corpora"), 3) if _is_count(row[2])},
     )
 
 

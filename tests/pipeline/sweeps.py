@@ -15,11 +15,12 @@ from typing import Any
 
 import yaml
 
-from kldcloud.pipeline.progress import Bar, Silent
+from kldcloud.pipeline.progress import MEASURING, Bar, Silent
 from kldcloud.pipeline.sweep import SweepOutcome, run_sweep
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
 from kldcloud.store import open_store
+from kldcloud.store.base import Store
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = REPOSITORY / "tests" / "golden" / "text.txt"
@@ -37,6 +38,12 @@ class Notes:
     def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
         self.bars.append(label)
         with Silent().bar(label, total, done) as bar:
+            yield bar
+
+    @contextmanager
+    def measuring(self, store: Store, run: str, total: int, done: int = 0) -> Iterator[Bar]:
+        self.bars.append(MEASURING)
+        with Silent().measuring(store, run, total, done) as bar:
             yield bar
 
     def note(self, text: str) -> None:

@@ -62,11 +62,13 @@ def test_a_running_mean_is_that_of_the_committed_chunks_whatever_order_they_came
     for shard in shards()[:2]:
         reduction.add(kept.partial("Q8_0", shard))
     first, second = kept.status().results
-    expected = reduction.result().kld_mean
+    expected, top = reduction.result().kld_mean, reduction.result().same_top
     assert (first.candidate, first.chunks_done, first.chunks) == ("Q8_0", 8, CHUNKS)
     assert (first.kld, first.error) == (expected.value, expected.error)
+    assert (first.same_top, first.same_top_error) == (top.value, top.error)
     assert (second.candidate, second.chunks_done, second.kld) == ("Q4_K_M", 0, None)
-    assert f"{expected.value:.6f} ± {expected.error:.6f}" in kept.shown()
+    shown = kept.shown()
+    assert f"{expected.value:.6f} ± {expected.error:.6f}  {100 * top.value:.1f} ± " in shown
 
 
 def test_a_single_chunk_has_a_mean_and_no_error(kept: KeptRun) -> None:
@@ -192,6 +194,7 @@ def test_json_has_every_field_and_times_in_utc(kept: KeptRun) -> None:
         "chunks_done": 0,
         "chunks": CHUNKS,
         "kld": {"mean": None, "error": None},
+        "same_top": {"mean": None, "error": None},
     }
     assert found["workers"] == {"count": 2, "alive": 1, "stuck": [], "silent": []}
     assert found["hourly"] == 7.2
