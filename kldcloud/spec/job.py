@@ -21,6 +21,7 @@ from kldcloud.spec.fields import (
     refused,
     slug,
 )
+from kldcloud.spec.stop import StopSpec
 
 __all__ = [
     "KINDS",
@@ -29,6 +30,7 @@ __all__ = [
     "CorpusSpec",
     "EngineOptions",
     "Expected",
+    "StopSpec",
     "SweepJob",
 ]
 
@@ -174,6 +176,7 @@ class SweepJob(SpecModel):
         engine: how models are evaluated.
         encoding: how the base's distributions are staged; auto lets the plan choose.
         llama_compat: whether llama.cpp's own KLD is reported beside the exact one.
+        stop: when a text may be left before its end; None measures all of it.
         shard_chunks: chunks in a shard; None lets the plan choose.
         rates: cluster name -> tokens a second that one worker evaluates there, for plans.
     """
@@ -188,6 +191,7 @@ class SweepJob(SpecModel):
     engine: EngineOptions = EngineOptions()
     encoding: Literal["auto", "hidden", "logits"] = "auto"
     llama_compat: Switch = True
+    stop: StopSpec | None = None
     shard_chunks: Annotated[Whole, Field(ge=1, le=_MOST_SHARD_CHUNKS)] | None = None
     rates: Mapping[str, Annotated[float, Field(gt=0, le=_MOST_RATE)]] = Field(
         default_factory=dict, max_length=_MOST_RATES
@@ -208,6 +212,9 @@ class SweepJob(SpecModel):
                 raise refused("'base.logits' holds the tokens of one corpus", "corpora", 1)
         elif not self.corpora:
             raise refused("needs at least one entry", "corpora")
+        if self.stop is not None and self.stop.when == "ranked" and len(self.candidates) == 1:
+            reason = "one candidate has no rank: add another, or stop when it is 'precise'"
+            raise refused(reason, "stop", "when")
         return self
 
 
