@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from kldcloud.divergence.estimates import Interval
 from kldcloud.divergence.records import Floats
 
 CONFIDENCE = 0.95
 """Of every interval, and of all verdicts of one comparison together."""
+_PAIRS_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,32 +77,87 @@ class Comparison:
             yield by_name[pair]
 
 
-def compare(chunk_means: Floats, sizes: Sequence[int]) -> Comparison:
+@dataclass(frozen=True, slots=True, eq=False)
+class Tested:
+    """What a test says of each of a number of differences; float64 arrays ``[differences]``.
+
+    Attributes:
+        value: mean, in nats.
+        error: standard error.
+        low: lower end of each 95 % interval.
+        high: upper end.
+        p: two-sided, of no difference.
+    """
+
+    value: Floats
+    error: Floats
+    low: Floats
+    high: Floats
+    p: Floats
+
+
+class Test(Protocol):
+    """A test of differences that were seen chunk by chunk, of two chunks or more."""
+
+    def __call__(self, differences: Floats, weights: Floats) -> Tested:
+        """Test each row.
+
+        Args:
+            differences: float64 ``[differences, chunks]``.
+            weights: float64 ``[chunks]``, scored positions of each chunk.
+        """
+        ...
+
+
+def student(differences: Floats, weights: Floats) -> Tested:
+    """Test once, after a number of chunks that the data had no part in choosing.
+
+    With differences D_g, overall mean D, sizes n_g, G chunks and n positions, the variance is
+    ``G / (G - 1) * sum_g (n_g (D_g - D))**2 / n**2`` and t has G - 1 degrees of freedom, as in
+    `estimates.Means`.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    value, error, _ = weighted_mean(differences, weights)
+    degrees = len(weights) - 1
+    half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * error
+    varies = error > 0
+    statistic = np.abs(value) / np.where(varies, error, 1.0)
+    certain = np.where(value == 0, 1.0, 0.0)
+    p = np.where(varies, np.minimum(1.0, 2 * stdtr(degrees, -statistic)), certain)
+    return Tested(value, error, value - half, value + half, p)
+
+
+def weighted_mean(rows: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean and cluster-robust standard error of each row, and its weighted deviations."""
+    total, chunks = float(weights.sum()), len(weights)
+    value: Floats = np.sum(rows * weights, axis=1) / total
+    deviations = (rows - value[:, np.newaxis]) * weights
+    squares = np.sum(deviations * deviations, axis=1)
+    return value, np.sqrt(squares * chunks / (chunks - 1)) / total, deviations
+
+
+def compare(chunk_means: Floats, sizes: Sequence[int], test: Test = student) -> Comparison:
     """Compare mean KL divergences of candidates that were measured on the same chunks.
 
     A chunk's difference is one observation: what moves both candidates alike cancels, and any
-    correlation within the chunk is in it. With differences D_g, overall mean D, sizes n_g, G chunks
-    and n positions, the variance is ``G / (G - 1) * sum_g (n_g (D_g - D))**2 / n**2`` and t has
-    G - 1 degrees of freedom, as in `estimates.Means`.
+    correlation within the chunk is in it.
 
     Args:
         chunk_means: ``[candidates, chunks]`` float64, mean KL divergence in nats.
         sizes: scored positions of each chunk.
+        test: of each pair.
     """
     weights = np.asarray(sizes, np.float64)
     total = float(weights.sum())
     means = [float(np.sum(row * weights)) / total for row in chunk_means]
     order = sorted(range(len(means)), key=lambda at: (means[at], at))
     names = [(better, worse) for at, better in enumerate(order) for worse in order[at + 1 :]]
-    found = [
-        _difference(chunk_means[better], chunk_means[worse], weights) for better, worse in names
-    ]
-    adjusted = holm([each.p for each in found])
+    found = list(_differences(chunk_means, weights, names, test))
+    adjusted = holm([p for *_, p in found])
     pairs = tuple(
-        PairedDifference(
-            better, worse, each.value, each.error, each.interval, each.p, each_adjusted
-        )
-        for (better, worse), each, each_adjusted in zip(names, found, adjusted, strict=True)
+        PairedDifference(*name, value, error, interval, p, p_holm)
+        for name, (value, error, interval, p), p_holm in zip(names, found, adjusted, strict=True)
     )
     return Comparison(tuple(order), _ranks(len(means), pairs), pairs)
 
@@ -122,31 +177,26 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-@dataclass(frozen=True, slots=True)
-class _Tested:
-    value: float
-    error: float | None
-    interval: Interval | None
-    p: float | None
+_Row = tuple[float, float | None, Interval | None, float | None]
 
 
-def _difference(better: Floats, worse: Floats, weights: Floats) -> _Tested:
+def _differences(
+    chunk_means: Floats, weights: Floats, names: Sequence[tuple[int, int]], test: Test
+) -> Iterator[_Row]:
+    """Value, error, interval and p of each pair."""
     total = float(weights.sum())
-    differences: npt.NDArray[np.float64] = worse - better
-    value = float(np.sum(differences * weights)) / total
-    chunks = len(weights)
-    if chunks < 2:  # noqa: PLR2004 - nothing varies within one
-        return _Tested(value, None, None, None)
-    from scipy.special import stdtr, stdtrit
-
-    deviations = (differences - value) * weights
-    error = math.sqrt(float(np.sum(deviations * deviations)) * chunks / (chunks - 1)) / total
-    half = float(stdtrit(chunks - 1, (1 + CONFIDENCE) / 2)) * error
-    if error:
-        p = min(1.0, 2 * float(stdtr(chunks - 1, -abs(value) / error)))
-    else:
-        p = 0.0 if value else 1.0
-    return _Tested(value, error, Interval(value - half, value + half), p)
+    for start in range(0, len(names), _PAIRS_AT_ONCE):
+        some = names[start : start + _PAIRS_AT_ONCE]
+        better, worse = (list(indices) for indices in zip(*some, strict=True))
+        differences: Floats = chunk_means[worse] - chunk_means[better]
+        if len(weights) < 2:  # noqa: PLR2004 - nothing varies within one
+            for value in np.sum(differences * weights, axis=1) / total:
+                yield float(value), None, None, None
+            continue
+        tested = test(differences, weights)
+        columns = (tested.value, tested.error, tested.low, tested.high, tested.p)
+        for value, error, low, high, p in zip(*(each.tolist() for each in columns), strict=True):
+            yield value, error, Interval(low, high), p
 
 
 def _ranks(candidates: int, pairs: Sequence[PairedDifference]) -> tuple[RankRange, ...]:

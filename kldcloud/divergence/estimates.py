@@ -10,6 +10,7 @@ import numpy as np
 
 from kldcloud.divergence.moments import INDEX, Moments, cross_products
 from kldcloud.divergence.records import Floats
+from kldcloud.divergence.skewness import bounds, skewness
 
 _CONFIDENCE = 0.95
 
@@ -60,6 +61,9 @@ class Means:
         sizes: positions of each chunk.
         means: of each chunk.
         index: where each variable stands, if these are not all of them.
+        level: two-sided error of each interval where a run might have stopped earlier
+            (`sequential.Decision.level`), which then allows for skewness too; None for the
+            ordinary intervals of a run that could not.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Means:
         sizes: Sequence[int],
         means: Sequence[Floats],
         index: Mapping[str, int] = INDEX,
+        *,
+        level: float | None = None,
     ) -> None:
         self._index = index
         self._mean = total.mean
@@ -83,6 +89,8 @@ class Means:
             deviations = (np.stack(means) - total.mean).T * np.asarray(sizes, np.float64)
             self._robust = cross_products(deviations) * (clusters / (clusters - 1)) / n / n
             self._t = _student_t(clusters - 1)
+            self._deviations = deviations
+        self._level = level
 
     def __getitem__(self, name: str) -> float:
         return float(self._mean[self._index[name]])
@@ -104,13 +112,24 @@ class Means:
         by_place = {self._index[name]: slope for name, slope in gradient.items()}
         error = _error(self._robust, by_place)
         if error is not None:
-            half = self._t * error
+            least, most = self._ends(value, error, gradient)
             # Clipping never loses a true value; the estimate itself stays inside all the same.
-            interval = Interval(
-                max(value - half, min(low, value)), min(value + half, max(high, value))
-            )
+            interval = Interval(max(least, min(low, value)), min(most, max(high, value)))
         naive = _error(self._naive, by_place)
         return Estimate(value, math.nan if naive is None else naive, error, interval)
+
+    def _ends(
+        self, value: float, error: float, gradient: Mapping[str, float]
+    ) -> tuple[float, float]:
+        if self._level is None:
+            return value - self._t * error, value + self._t * error
+        influence = np.zeros(self._deviations.shape[1])
+        for name, slope in gradient.items():
+            influence += slope * self._deviations[self._index[name]]
+        least, most = bounds(
+            np.array(value), np.array(error), skewness(influence), len(influence), self._level
+        )
+        return float(least), float(most)
 
 
 def _error(covariance: Floats | None, gradient: Mapping[int, float]) -> float | None:

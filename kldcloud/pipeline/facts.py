@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from kldcloud.divergence.comparison import compare
 from kldcloud.divergence.estimates import finite
 from kldcloud.divergence.profile import CURVE_SHARES, BinnedMean, Profile
+from kldcloud.divergence.sequential import Decision
 from kldcloud.divergence.summary import ChunkMeans, Reduction
 from kldcloud.pipeline.prepare import ChunkedCorpus
 
@@ -18,12 +20,45 @@ MOST_FULLY_PAIRED: Final = 64
 """Candidates: of more, the summary keeps neighbours' pairs alone, though all are tested."""
 
 
-def comparison_facts(corpus: str, measured: Mapping[str, ChunkMeans]) -> dict[str, Any]:
-    """The comparison of all candidates that were measured on one corpus, by name."""
-    names = list(measured)
-    comparison = compare(
-        np.stack([each.means for each in measured.values()]), measured[names[0]].sizes
-    )
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """How measuring a corpus ended that may be left before its end.
+
+    Attributes:
+        decision: the last one.
+        candidates: names of those it is about, in its order of indices.
+    """
+
+    decision: Decision
+    candidates: tuple[str, ...]
+
+
+NOT_STOPPED: Mapping[str, Stopped] = MappingProxyType({})
+
+
+def stop_facts(corpus: str, stopped: Stopped) -> dict[str, Any]:
+    """How far a run went on one corpus, and what that settles."""
+    return {"corpus": corpus, **stopped.decision.to_json_dict(stopped.candidates)}
+
+
+def comparison_facts(
+    corpus: str, measured: Mapping[str, ChunkMeans], stopped: Stopped | None = None
+) -> dict[str, Any]:
+    """The comparison of all candidates that were measured on one corpus.
+
+    Args:
+        corpus: its name.
+        measured: of candidates by name.
+        stopped: how measuring ended if it may end early: then its decision has the comparison,
+            which allows for the looks that were taken before.
+    """
+    if stopped is not None:
+        names, comparison = list(stopped.candidates), stopped.decision.comparison
+    else:
+        names = list(measured)
+        comparison = compare(
+            np.stack([each.means for each in measured.values()]), measured[names[0]].sizes
+        )
     pairs = comparison.pairs
     if len(names) > MOST_FULLY_PAIRED:
         pairs = tuple(comparison.neighbours())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kldcloud.corpus.chunks import Shard
 from kldcloud.pipeline.dispatch import Failure
+from kldcloud.pipeline.facts import Stopped
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import KldBase
 from kldcloud.pipeline.pulse import DriverPulse
@@ -22,11 +23,13 @@ class Measured:
         plan: the run's, its corpora cut to the chunks that were measured.
         shards: of each corpus by name.
         failures: groups that were given up, by name.
+        stopped: how each corpus's measuring ended, by name, where it may end early.
     """
 
     plan: SweepPlan
     shards: Mapping[str, Sequence[Shard]]
     failures: Mapping[str, Failure]
+    stopped: Mapping[str, Stopped] = field(default_factory=dict)
 
 
 def measure_all(session: Session, plan: SweepPlan, pulse: DriverPulse) -> Measured:

@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from kldcloud.corpus.chunks import ChunkShape, Tokens, cut_chunks
+from kldcloud.corpus.order import chunk_order
+from kldcloud.divergence.checkpoints import checkpoints
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
@@ -16,6 +20,7 @@ from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
 from kldcloud.spec.job import NOISE_FLOOR, CandidateSpec, CorpusSpec, SweepJob
+from kldcloud.spec.stop import StopSpec
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.kld_file import KldHeader, read_kld_header, read_kld_tokens
 from kldcloud.staging.stage import tokens_bytes
@@ -62,7 +67,7 @@ class ChunkedCorpus:
     Attributes:
         text_sha256: of the text's UTF-8 bytes; of the base file, where the tokens came from one.
         text_tokens: tokens in the whole text, before it was cut.
-        chunks: int32 [chunks, n_ctx].
+        chunks: int32 [chunks, n_ctx]; in the order of `corpus.order` where a run may stop.
         checkpoints: numbers of first chunks after which the run may stop; none for a run that
             measures all of them in the text's order.
     """
@@ -223,7 +228,7 @@ def _make_base(
             digest = model_sha256(source.path, bar.advance)
         kld = KldBase(source.name, source.file, source.path, digest, source.header)
         return kld, (_corpus_of_file(job, kld),)
-    corpora = tuple(_corpus(source.path, spec, progress, sources) for spec in job.corpora)
+    corpora = tuple(_corpus(source.path, spec, job.stop, progress, sources) for spec in job.corpora)
     base = _model(source.name, source.file, source.path, progress, source.origin)
     if job.base.convert is not None:
         base = _quantize(base, job.base.convert, base.name, progress)
@@ -255,7 +260,11 @@ def _model(name: str, file: str, path: Path, progress: Progress, origin: str = "
 
 
 def _corpus(
-    tokenizer: Path, spec: CorpusSpec, progress: Progress, sources: Sources
+    tokenizer: Path,
+    spec: CorpusSpec,
+    stop: StopSpec | None,
+    progress: Progress,
+    sources: Sources,
 ) -> ChunkedCorpus:
     with _about(f"corpus {spec.name}"):
         text = sources.read_text(spec.text, progress)
@@ -263,7 +272,15 @@ def _corpus(
         # llama-perplexity drops one newline at the end of its -f file; so must we, to cut alike.
         tokens = tokenize(tokenizer, text.removesuffix("\n")).tokens
         chunks = cut_chunks(tokens, spec.context, spec.chunks)
-    return ChunkedCorpus(spec.name, digest, len(tokens), chunks)
+    corpus = ChunkedCorpus(spec.name, digest, len(tokens), chunks)
+    return corpus if stop is None else _in_order(corpus, stop)
+
+
+def _in_order(corpus: ChunkedCorpus, stop: StopSpec) -> ChunkedCorpus:
+    """The chunks in the order in which a run that may stop measures them."""
+    order = chunk_order(corpus.tokens_sha256, corpus.count)
+    steps = checkpoints(stop.least, corpus.count)
+    return replace(corpus, chunks=np.ascontiguousarray(corpus.chunks[order]), checkpoints=steps)
 
 
 def _corpus_of_file(job: SweepJob, base: KldBase) -> ChunkedCorpus:

@@ -15,7 +15,14 @@ from kldcloud.divergence.profile import Profile
 from kldcloud.divergence.records import TokenWriter
 from kldcloud.divergence.summary import ChunkMeans, Reduction
 from kldcloud.pipeline.dispatch import Failure
-from kldcloud.pipeline.facts import comparison_facts, floor_facts, profile_facts
+from kldcloud.pipeline.facts import (
+    NOT_STOPPED,
+    Stopped,
+    comparison_facts,
+    floor_facts,
+    profile_facts,
+    stop_facts,
+)
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
 from kldcloud.pipeline.work import group_name
@@ -45,6 +52,7 @@ def reduce_run(
     plan: SweepPlan,
     shards: Mapping[str, Sequence[Shard]],
     failures: Mapping[str, Failure],
+    stopped: Mapping[str, Stopped] = NOT_STOPPED,
 ) -> Reduced:
     """Merge what is committed, and write tokens.parquet.
 
@@ -53,6 +61,7 @@ def reduce_run(
         plan: the run's.
         shards: of each corpus by name.
         failures: groups that were given up; they appear as failed.
+        stopped: how measuring ended on corpora where it may end early.
 
     Raises:
         FormatError: if a partial is not what its key says.
@@ -63,10 +72,12 @@ def reduce_run(
         with TokenWriter(tokens) as writer:
             for corpus in plan.prepared.corpora:
                 measured: dict[str, ChunkMeans] = {}
+                stop = stopped.get(corpus.name)
+                level = stop.decision.level if stop else None
                 for candidate in plan.prepared.measured:
                     failure = failures.get(group_name(candidate.name, corpus.name))
                     error = f"{failure.key}: {failure.cause}" if failure else None
-                    pieces = _partials(store, plan, candidate.name, corpus, shards[corpus.name])
+                    pieces = read_partials(store, plan, candidate.name, corpus, shards[corpus.name])
                     if candidate.name == NOISE_FLOOR:
                         found = None if failure else _reduce_one(pieces, corpus, None)[0]
                         parts.floors.append(floor_facts(corpus.name, found, error))
@@ -78,7 +89,7 @@ def reduce_run(
                         parts.profiles.append(
                             profile_facts(candidate.name, corpus, reduction, profile)
                         )
-                        result = reduction.result().to_json_dict()
+                        result = reduction.result(level=level).to_json_dict()
                     parts.results.append(
                         {
                             "candidate": candidate.name,
@@ -88,8 +99,10 @@ def reduce_run(
                             "result": result,
                         }
                     )
+                if stop is not None:
+                    parts.stops.append(stop_facts(corpus.name, stop))
                 if measured:
-                    parts.comparisons.append(comparison_facts(corpus.name, measured))
+                    parts.comparisons.append(comparison_facts(corpus.name, measured, stop))
         if not failures:
             store.write_new_file(f"{plan.prefix}/tokens.parquet", tokens)
     summary = _summary(plan, parts, partial=bool(failures))
@@ -103,12 +116,18 @@ class _Parts:
     results: list[dict[str, Any]] = field(default_factory=list)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     floors: list[dict[str, Any]] = field(default_factory=list)
+    stops: list[dict[str, Any]] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _partials(
+def read_partials(
     store: Store, plan: SweepPlan, candidate: str, corpus: ChunkedCorpus, shards: Sequence[Shard]
 ) -> Iterator[Partial]:
+    """What a candidate came to on these shards, each checked down to its records.
+
+    Raises:
+        FormatError: if one is not what its key says.
+    """
     for shard in shards:
         key = plan.partial_key(candidate, corpus.name, shard)
         yield Partial.from_bytes(
@@ -161,6 +180,7 @@ def _summary(plan: SweepPlan, parts: _Parts, *, partial: bool) -> dict[str, Any]
         "results": parts.results,
         "comparisons": parts.comparisons,
         "noise_floor": parts.floors,
+        "stops": parts.stops,
     }
 
 

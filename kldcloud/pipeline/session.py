@@ -97,7 +97,9 @@ class Session:
         pulse.change(label=f"importing {base.file}")
         import_kld(self._store, base, plan.prepared.corpora[0], plan.stages[0], self._progress)
 
-    def stage(self, plan: SweepPlan, at: int, pulse: DriverPulse, upto: int | None = None) -> None:
+    def stage(
+        self, plan: SweepPlan, at: int, pulse: DriverPulse, upto: int | None = None
+    ) -> int | None:
         """Make the base stage of one corpus whole, or its first chunks.
 
         Args:
@@ -105,13 +107,21 @@ class Session:
             at: which corpus.
             pulse: for the run's signs of life.
             upto: so many chunks; None for all.
+
+        Returns:
+            Of how many chunks the manifest is that readers should ask for; None for the whole
+            stage's, which may be there already when less was asked for.
         """
         base, corpus, identity = plan.prepared.base, plan.prepared.corpora[at], plan.stages[at]
         assert isinstance(base, ModelFile)  # noqa: S101 - the caller has asked
-        if is_complete(self._store, identity, upto):
-            if upto is None:
+        if is_complete(self._store, identity):
+            if upto is None or (upto,) == corpus.checkpoints[:1]:
                 self._progress.note(f"base stage for {corpus.name} is there already")
-            return
+            return None
+        if upto == corpus.count:
+            upto = None
+        if upto is not None and is_complete(self._store, identity, upto):
+            return upto
         proposed = plan.prepared.job.shard_chunks or shard_size(corpus.count, len(self._seats))
         shards = stage_shards(self._store, identity, proposed, corpus.checkpoints)
         shards = [shard for shard in shards if upto is None or shard.first < upto]
@@ -123,6 +133,7 @@ class Session:
         if identity.encoding == "hidden":
             head = read_head(base.path, base.header)
         finish_stage(self._store, identity, shards, corpus.chunks, head, upto)
+        return upto
 
     def measure(
         self, plan: SweepPlan, tasks: Sequence[MeasureTask], pulse: DriverPulse

@@ -20,6 +20,7 @@ from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.reduce import reduce_run
 from kldcloud.pipeline.session import Session
 from kldcloud.pipeline.sources import Sources
+from kldcloud.pipeline.stopping import measure_until_settled, rule_of
 from kldcloud.pipeline.workers import seats_for
 from kldcloud.report.summary_file import Summary, parse_summary
 from kldcloud.spec.cluster import ClusterSpec
@@ -121,12 +122,18 @@ def run_sweep(
         launched.on_run(plan.run)
         note_plan(store, plan)
         with DriverPulse(store, plan.run, life) as pulse:
-            measured = measure_all(session, plan, pulse)
+            rule = rule_of(plan)
+            if rule is None:
+                measured = measure_all(session, plan, pulse)
+            else:
+                measured = measure_until_settled(session, store, plan, rule, pulse, progress)
             failures = measured.failures
             session.rest()
             pulse.change(state="reducing", label="reducing", failures=_lines(failures))
             with_failures = {name: failures[name] for name in sorted(failures)}
-            reduced = reduce_run(store, measured.plan, measured.shards, with_failures)
+            reduced = reduce_run(
+                store, measured.plan, measured.shards, with_failures, measured.stopped
+            )
             summary = parse_summary(reduced.summary)
             publish(store, plan, summary, reduced, partial=bool(failures))
     seconds = time.monotonic() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
@@ -40,6 +41,7 @@ _UNITS: Final = {
     "GiB": 1 << 30,
     "TiB": 1 << 40,
 }
+_PERCENT: Final = re.compile(r"(?P<number>[0-9]{1,3}(?:\.[0-9]{1,9})?) ?%")
 _DURATION: Final = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?) ?(?P<unit>[smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_DURATION: Final = 366 * 86400
@@ -155,6 +157,15 @@ def _bytes(value: object) -> int:
     if size < 1:
         raise refused(f"must be a size such as 4GiB or 512MiB{but_not(value)}")
     return size
+
+
+def share(value: object) -> float | None:
+    """Return the number that `2%` or 0.02 means, of any size; None of anything else."""
+    if isinstance(value, int | float):
+        return None if isinstance(value, bool) else value
+    found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+    # In decimals, so that 0.7% is the number that 0.007 is.
+    return float(Decimal(found["number"]) / 100) if found else None
 
 
 def _duration(value: object) -> int:

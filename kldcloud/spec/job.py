@@ -21,6 +21,7 @@ from kldcloud.spec.fields import (
     refused,
     slug,
 )
+from kldcloud.spec.stop import StopSpec
 
 __all__ = [
     "KINDS",
@@ -30,6 +31,7 @@ __all__ = [
     "CorpusSpec",
     "EngineOptions",
     "Expected",
+    "StopSpec",
     "SweepJob",
 ]
 
@@ -130,6 +132,8 @@ class CandidateSpec(SpecModel):
             raise refused("a built-in text is not a model", "model")
         if not self.display_name:
             raise refused("no name can be made from the file's name: give one with 'name'")
+        if self.display_name.casefold() == NOISE_FLOOR:
+            raise refused("means the base against itself: give this candidate another 'name'")
         return self
 
     @property
@@ -179,6 +183,7 @@ class SweepJob(SpecModel):
         llama_compat: whether llama.cpp's own KLD is reported beside the exact one.
         noise_floor: whether the base is measured against itself too, which costs as much as a
             candidate: what a second pass of the same model comes to is no fault of any candidate.
+        stop: when a text may be left before its end; None measures all of it.
         shard_chunks: chunks in a shard; None lets the plan choose.
         rates: cluster name -> tokens a second that one worker evaluates there, for plans.
     """
@@ -194,6 +199,7 @@ class SweepJob(SpecModel):
     encoding: Literal["auto", "hidden", "logits"] = "auto"
     llama_compat: Switch = True
     noise_floor: Switch = False
+    stop: StopSpec | None = None
     shard_chunks: Annotated[Whole, Field(ge=1, le=_MOST_SHARD_CHUNKS)] | None = None
     rates: Mapping[str, Annotated[float, Field(gt=0, le=_MOST_RATE)]] = Field(
         default_factory=dict, max_length=_MOST_RATES
@@ -205,22 +211,26 @@ class SweepJob(SpecModel):
             raise refused("needs at least one entry", "candidates")
         _refuse_same_names("candidates", [each.display_name for each in self.candidates])
         _refuse_same_names("corpora", [each.name for each in self.corpora])
-        for index, candidate in enumerate(self.candidates):
-            if candidate.display_name.casefold() == NOISE_FLOOR:
-                reason = "means the base against itself: give this candidate another 'name'"
-                raise refused(reason, "candidates", index)
-        if self.base.model is None and self.noise_floor:
-            raise refused("there is no model to measure again: 'base' has 'logits'", "noise_floor")
         if self.base.model is None:
-            for index, candidate in enumerate(self.candidates):
-                if candidate.quantize is not None:
-                    reason = "there is no model to quantise: 'base' has only 'logits'"
-                    raise refused(reason, "candidates", index, "quantize")
-            if len(self.corpora) > 1:
-                raise refused("'base.logits' holds the tokens of one corpus", "corpora", 1)
+            self._refuse_what_needs_a_base_model()
         elif not self.corpora:
             raise refused("needs at least one entry", "corpora")
+        if self.stop is not None and self.stop.when == "ranked" and len(self.candidates) == 1:
+            reason = "one candidate has no rank: add another, or stop when it is 'precise'"
+            raise refused(reason, "stop", "when")
         return self
+
+    def _refuse_what_needs_a_base_model(self) -> None:
+        for index, candidate in enumerate(self.candidates):
+            if candidate.quantize is not None:
+                reason = "there is no model to quantise: 'base' has only 'logits'"
+                raise refused(reason, "candidates", index, "quantize")
+        if len(self.corpora) > 1:
+            raise refused("'base.logits' holds the tokens of one corpus", "corpora", 1)
+        if self.noise_floor:
+            raise refused("there is no model to measure again: 'base' has 'logits'", "noise_floor")
+        if self.stop is not None:
+            raise refused("'base.logits' has its own order of chunks: leave this out", "stop")
 
 
 KINDS: Final[dict[str, type[BaseModel]]] = {"sweep": SweepJob}
