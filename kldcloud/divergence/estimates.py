@@ -10,6 +10,7 @@ import numpy as np
 
 from kldcloud.divergence.moments import INDEX, Moments, cross_products
 from kldcloud.divergence.records import Floats
+from kldcloud.divergence.skewness import bounds, skewness
 
 _CONFIDENCE = 0.95
 
@@ -54,9 +55,24 @@ class Means:
     ``G / (G - 1) * sum_g S_g S_g' / n**2`` (Cameron and Miller, "A Practitioner's Guide to
     Cluster-Robust Inference", Journal of Human Resources 50, 2015, with their finite-sample factor
     for an intercept alone and their advice of t with G - 1 degrees of freedom).
+
+    Args:
+        total: of all positions.
+        sizes: positions of each chunk.
+        means: of each chunk.
+        level: two-sided error of each interval where a run might have stopped earlier
+            (`sequential.Decision.level`), which then allows for skewness too; None for the
+            ordinary intervals of a run that could not.
     """
 
-    def __init__(self, total: Moments, sizes: Sequence[int], means: Sequence[Floats]) -> None:
+    def __init__(
+        self,
+        total: Moments,
+        sizes: Sequence[int],
+        means: Sequence[Floats],
+        *,
+        level: float | None = None,
+    ) -> None:
         self._mean = total.mean
         self.comoment = total.comoment
         n = total.count
@@ -70,6 +86,8 @@ class Means:
             deviations = (np.stack(means) - total.mean).T * np.asarray(sizes, np.float64)
             self._robust = cross_products(deviations) * (clusters / (clusters - 1)) / n / n
             self._t = _student_t(clusters - 1)
+            self._deviations = deviations
+        self._level = level
 
     def __getitem__(self, name: str) -> float:
         return float(self._mean[INDEX[name]])
@@ -90,13 +108,24 @@ class Means:
         interval = None
         error = _error(self._robust, gradient)
         if error is not None:
-            half = self._t * error
+            least, most = self._ends(value, error, gradient)
             # Clipping never loses a true value; the estimate itself stays inside all the same.
-            interval = Interval(
-                max(value - half, min(low, value)), min(value + half, max(high, value))
-            )
+            interval = Interval(max(least, min(low, value)), min(most, max(high, value)))
         naive = _error(self._naive, gradient)
         return Estimate(value, math.nan if naive is None else naive, error, interval)
+
+    def _ends(
+        self, value: float, error: float, gradient: Mapping[str, float]
+    ) -> tuple[float, float]:
+        if self._level is None:
+            return value - self._t * error, value + self._t * error
+        influence = np.zeros(self._deviations.shape[1])
+        for name, slope in gradient.items():
+            influence += slope * self._deviations[INDEX[name]]
+        least, most = bounds(
+            np.array(value), np.array(error), skewness(influence), len(influence), self._level
+        )
+        return float(least), float(most)
 
 
 def _error(covariance: Floats | None, gradient: Mapping[str, float]) -> float | None:

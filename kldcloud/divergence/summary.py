@@ -174,8 +174,12 @@ class Reduction:
         if self._total.count > self._limit:
             self._values = self._llama_sums = None
 
-    def result(self) -> ResultSummary:
+    def result(self, *, level: float | None = None) -> ResultSummary:
         """Summarise what was added.
+
+        Args:
+            level: of intervals of a run that may stop early, `sequential.Decision.level`; see
+                `estimates.Means`.
 
         Raises:
             FormatError: nothing was added, or chunks are still missing at the end.
@@ -184,7 +188,7 @@ class Reduction:
             raise FormatError(
                 f"{self._name()}: {self.next_chunk} of {self._chunk_count or 'its'} chunks are here"
             )
-        means = Means(self._total, self._chunk_sizes, self._chunk_means)
+        means = Means(self._total, self._chunk_sizes, self._chunk_means, level=level)
         values = self._values
         llama = None
         if self._llama_sums is not None and values is not None:

@@ -13,7 +13,9 @@ from types import MappingProxyType
 
 from kldcloud import __version__
 from kldcloud.corpus.chunks import Shard, cut_shards, shard_size
+from kldcloud.corpus.order import ORDER_RULE
 from kldcloud.divergence.kernel import NUMERICS_VERSION
+from kldcloud.divergence.sequential import STOP_RULE
 from kldcloud.errors import FormatError
 from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, PreparedSweep
@@ -109,6 +111,9 @@ def make_plan(
         "engine": engine,
         "llama_compat": job.llama_compat,
     }
+    if job.stop is not None:
+        # Which chunks come first and when they are enough decides what is in the summary.
+        facts["stop"] = {"rule": STOP_RULE, "order": ORDER_RULE, **job.stop.model_dump()}
     digest = sha256_bytes(canonical_json(facts))[:ID_DIGITS]
     run = f"{_slug(job.name)}-{digest}"
     return SweepPlan(run, prepared, choice, stages, options, engine, mixed, job.llama_compat)
