@@ -1,0 +1,90 @@
+"""A run's id: what goes into it, and that what a job does not say leaves it as it was."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kldcloud import __version__
+from kldcloud.corpus.order import ORDER_RULE
+from kldcloud.divergence.kernel import NUMERICS_VERSION
+from kldcloud.divergence.sequential import STOP_RULE
+from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.pipeline.plan import SweepPlan, make_plan
+from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, PreparedSweep
+from kldcloud.spec.job import SweepJob
+from kldcloud.staging.kld_file import KldHeader
+
+
+@pytest.fixture(autouse=True)
+def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an engine says of itself is the engine's tests' subject."""
+    monkeypatch.setattr(LlamaOptions, "fingerprint", lambda _options: {"engine": "none"})
+
+
+def plan_of(**said: Any) -> SweepPlan:
+    job = SweepJob.model_validate(
+        {
+            "kind": "sweep",
+            "name": "demo",
+            "base": {"logits": "b.kld"},
+            "candidates": [{"model": "a.gguf"}, {"model": "b.gguf"}],
+            **said,
+        }
+    )
+    base = KldBase("b", "b.kld", Path("b.kld"), "0" * 64, KldHeader(8, 50, 4))
+    corpus = ChunkedCorpus("text", "1" * 64, 32, np.zeros((4, 8), np.int32))
+    return make_plan(PreparedSweep(job, base, (), (corpus,)), LlamaOptions(), remote=False)
+
+
+def run_of(**more: Any) -> str:
+    """The id of that run, from the facts that have always been in it, and `more`."""
+    plan = plan_of()
+    facts = {
+        "schema": "kldcloud.run/1",
+        "kldcloud": __version__,
+        "numerics": NUMERICS_VERSION,
+        "name": "demo",
+        "base": "b",
+        "stages": [["text", plan.stages[0].key]],
+        "candidates": [],
+        "engine": {"engine": "none"},
+        "llama_compat": True,
+        **more,
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return f"demo-{sha256(text.encode()).hexdigest()[:12]}"
+
+
+def test_without_a_rule_to_stop_the_id_is_what_it_was() -> None:
+    assert plan_of().run == plan_of(stop=None).run == run_of()
+
+
+def test_a_rule_to_stop_is_part_of_the_id_however_it_is_written() -> None:
+    stop = {
+        "rule": STOP_RULE,
+        "order": ORDER_RULE,
+        "when": "precise",
+        "half_width": 0.007,
+        "confidence": 0.95,
+        "least": 20,
+    }
+    said = {"when": "precise", "half_width": "0.7%"}
+    assert plan_of(stop=said).run == run_of(stop=stop)
+    assert plan_of(stop={**said, "half_width": 0.007, "confidence": "95%"}).run == run_of(stop=stop)
+
+
+def test_any_other_rule_is_another_run() -> None:
+    rules: list[dict[str, Any]] = [
+        {"when": "ranked"},
+        {"when": "ranked", "confidence": 0.9},
+        {"when": "ranked", "least": 30},
+        {"when": "precise", "half_width": "2%"},
+        {"when": "precise", "half_width": "3%"},
+    ]
+    assert len({plan_of(stop=rule).run for rule in rules}) == len(rules)
