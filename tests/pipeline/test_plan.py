@@ -14,11 +14,11 @@ from kldcloud import __version__
 from kldcloud.corpus.order import ORDER_RULE
 from kldcloud.divergence.kernel import NUMERICS_VERSION
 from kldcloud.divergence.sequential import STOP_RULE
+from kldcloud.models.gguf_header import GgufHeader
 from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.pipeline.plan import SweepPlan, make_plan
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, PreparedSweep
+from kldcloud.pipeline.prepare import ChunkedCorpus, ModelFile, PreparedSweep
 from kldcloud.spec.job import SweepJob
-from kldcloud.staging.kld_file import KldHeader
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +32,16 @@ def plan_of(**said: Any) -> SweepPlan:
         {
             "kind": "sweep",
             "name": "demo",
-            "base": {"logits": "b.kld"},
-            "candidates": [{"model": "a.gguf"}, {"model": "b.gguf"}],
+            "base": {"model": "b.gguf"},
+            "candidates": [{"model": "a.gguf"}, {"model": "c.gguf"}],
+            "corpora": [{"name": "text", "text": "text.txt"}],
+            "encoding": "logits",
             **said,
         }
     )
-    base = KldBase("b", "b.kld", Path("b.kld"), "0" * 64, KldHeader(8, 50, 4))
+    facts = {"general.architecture": "none", "tokenizer.ggml.tokens": ["a"] * 50}
+    header = GgufHeader(3, facts, {}, 1)
+    base = ModelFile("b", "b.gguf", Path("b.gguf"), "0" * 64, header)
     corpus = ChunkedCorpus("text", "1" * 64, 32, np.zeros((4, 8), np.int32))
     return make_plan(PreparedSweep(job, base, (), (corpus,)), LlamaOptions(), remote=False)
 
