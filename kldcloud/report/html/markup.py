@@ -9,6 +9,9 @@ from typing import Final
 
 from kldcloud.report.escaping import printable
 
+MANY_ROWS: Final = 15
+"""Longer tables scroll within the page."""
+
 _VOID: Final = frozenset({"br", "input", "link", "meta"})
 
 
@@ -50,6 +53,24 @@ def element(tag: str, *content: str | None, **attributes: str | bool | None) -> 
 def caption(words: str) -> Html:
     """A table's caption, whose words stay in view while a wide table scrolls."""
     return element("caption", element("span", words))
+
+
+def framed(table: Html, label: str, *, rows: int) -> Html:
+    """A table in a frame that scrolls, by keys too, so that the page itself need not.
+
+    Args:
+        table: the table.
+        label: what the frame is called.
+        rows: a table of many has a frame of a screen's height.
+    """
+    return element(
+        "div",
+        table,
+        class_="scroller long" if rows > MANY_ROWS else "scroller",
+        role="region",
+        aria_label=label,
+        tabindex="0",
+    )
 
 
 def joined(content: Iterable[str | None], between: str = "") -> Html:

@@ -85,7 +85,8 @@
     // Expressions are interpreted: compiling them is what the page's policy forbids.
     ast: true,
   };
-  const drawn = new Map(); // chart id: what it shows and its Vega view
+  const drawn = new Map(); // chart id: the mode and layout that it has or is about to have
+  const views = new Map(); // chart id: what is there to be seen
 
   // A curve keeps its colour and shape while others come and go.
   const boxes = (place) => every(`input[data-shows="${place}"]`);
@@ -95,8 +96,10 @@
     const taken = new Set(checked.map((box) => box.dataset.seat));
     const free = colours.map((_, at) => String(at)).filter((at) => !taken.has(at));
     for (const box of checked) box.dataset.seat ??= free.shift();
+    // No more curves than colours, and no chart of nobody.
     const full = checked.length >= colours.length;
-    for (const box of boxes(place)) box.disabled = full && !box.checked;
+    const last = checked.length === 1;
+    for (const box of boxes(place)) box.disabled = box.checked ? last : full;
   }
 
   function spec(id, mode, layout) {
@@ -116,7 +119,8 @@
       if (shape) encoding.shape = { ...shape, scale: scale(shapes) };
       return { ...each, encoding };
     });
-    return { ...whole, datasets: { profiles: own }, layer };
+    const description = `${chart.words}: ${domain.join(", ")}`;
+    return { ...whole, description, datasets: { profiles: own }, layer };
   }
 
   const layoutFor = (target) => (target.clientWidth >= WIDE_FROM ? "wide" : "narrow");
@@ -124,18 +128,17 @@
   async function draw(id, mode) {
     const target = document.getElementById(id);
     const layout = layoutFor(target);
-    const before = drawn.get(id);
-    const now = { mode, layout, view: null };
+    const now = { mode, layout };
     drawn.set(id, now);
     const holder = document.createElement("div");
     try {
       const made = await window.vegaEmbed(holder, spec(id, mode, layout), OPTIONS);
       if (drawn.get(id) !== now) return made.finalize(); // somebody has clicked on meanwhile
-      now.view = made.view;
       const svg = holder.querySelector("svg");
       target.style.setProperty("--widest", `${Math.round(svg.width.baseVal.value * LARGER)}px`);
       target.replaceChildren(holder);
-      before?.view?.finalize();
+      views.get(id)?.finalize();
+      views.set(id, made);
     } catch (problem) {
       target.textContent = "This chart could not be drawn; its numbers are in the table.";
       console.error(problem);

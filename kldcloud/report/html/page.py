@@ -12,7 +12,7 @@ from kldcloud.errors import FormatError
 from kldcloud.report.escaping import printable
 from kldcloud.report.html.chart_figures import profile_figures, size_figure
 from kldcloud.report.html.library import chart_library
-from kldcloud.report.html.markup import Html, data_block, element, foreign, joined, script
+from kldcloud.report.html.markup import Html, data_block, element, foreign, framed, joined, script
 from kldcloud.report.html.page_charts import PageCharts, page_charts
 from kldcloud.report.html.provenance import provenance
 from kldcloud.report.html.table_rows import result_table
@@ -183,19 +183,9 @@ def _corpus(
     comparison = next((each for each in summary.comparisons if each.corpus == corpus.name), None)
     if comparison and comparison.pairs:
         yield element("h3", "Ranking")
-        whole = element(
-            "div",
-            ranking(summary, comparison),
-            class_="scroller long" if len(comparison.ranks) > _LONG else "scroller",
-            role="region",
-            aria_label=f"Ranking, table {place + 1}",
-            tabindex="0",
-        )
-        yield whole
+        label = f"Ranking, table {place + 1}"
+        yield framed(ranking(summary, comparison), label, rows=len(comparison.ranks))
     yield profile_figures(charts, charts.corpora[place])
-
-
-_LONG: Final = 15
 
 
 def _reading(summary: Summary) -> Iterator[str]:

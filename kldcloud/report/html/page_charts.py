@@ -48,7 +48,8 @@ class PageCharts:
         """What page.js reads.
 
         `charts` has by id a Vega-Lite chart for each mode and layout, a title for each mode, and
-        for a chart of profiles its corpus, whose profiles it takes from the page's data. Its curves
+        for a chart of profiles the words before its candidates' names and its corpus, whose
+        profiles it takes from the page's data. Its curves
         have a colour and a shape each, those of their place among the chosen ones.
         """
         profiled = any(each.profiled for each in self.corpora)
@@ -101,6 +102,7 @@ def _corpus(
             charts[f"{kind}-{place}"] = {
                 "modes": {"": layouts},
                 "titles": {"": chart_title(summary, corpus, PROFILE_WORDS[kind])},
+                "words": PROFILE_WORDS[kind],
                 "corpus": corpus.name,
                 "place": place,
             }

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from kldcloud.report.escaping import printable
 from kldcloud.report.html.chart_style import (
     COLOURS,
     PLAIN_NUMBER,
@@ -72,7 +71,7 @@ def distribution_chart(
     }
     return chart(
         layout,
-        f"KL divergence that a share of the positions does not exceed, for {_spoken(curves)}.",
+        _description("distribution", curves),
         data={"name": "profiles"},
         transform=[{"flatten": ["curve"]}, *transform, *_common("share")],
         encoding=_axes(across, "KLD not exceeded, nats", domain, layout),
@@ -89,10 +88,9 @@ def position_chart(
         profiles,
         curves,
         layout,
-        field="by_position",
+        kind="position",
         bins=lambda profile: profile.by_position,
         axis="position in the chunk, tokens",
-        about="position in the chunk",
     )
 
 
@@ -104,10 +102,9 @@ def confidence_chart(
         profiles,
         curves,
         layout,
-        field="by_confidence",
+        kind="confidence",
         bins=lambda profile: profile.by_confidence,
         axis="entropy of the base, nats: sure to unsure",
-        about="how sure the base is, by its entropy",
     )
 
 
@@ -134,10 +131,9 @@ def _binned(
     curves: Sequence[Curve],
     layout: Layout,
     *,
-    field: str,
+    kind: str,
     bins: Callable[[Profile], Iterable[Bin]],
     axis: str,
-    about: str,
 ) -> dict[str, Any] | None:
     known = [
         (each.mean, each.error or 0.0)
@@ -148,6 +144,7 @@ def _binned(
     if not known:
         return None
     domain = _domain_with_errors(known)
+    field = f"by_{kind}"
     part = f"datum.{field}"
     transform = [
         {"calculate": f"{part}.low", "as": "low"},
@@ -186,7 +183,7 @@ def _binned(
     }
     return chart(
         layout,
-        f"Mean KL divergence by {about}, for {_spoken(curves)}.",
+        _description(kind, curves),
         data={"name": "profiles"},
         transform=[{"flatten": [field]}, *transform, *_common("across")],
         encoding=_axes(across, "mean KLD, nats a token", domain, layout),
@@ -291,8 +288,9 @@ def _layers(curves: Sequence[Curve], layout: Layout, *, errors: bool) -> list[di
     return [bars, lines, points] if errors else [lines, points]
 
 
-def _spoken(curves: Sequence[Curve]) -> str:
-    return ", ".join(printable(curve.shown, limit=60) for curve in curves)
+def _description(kind: str, curves: Sequence[Curve]) -> str:
+    """What a person hears of the whole chart; page.js says the same of those chosen later."""
+    return f"{PROFILE_WORDS[kind]}: {', '.join(curve.shown for curve in curves)}"
 
 
 # The share of positions that exceed a value, where an axis says something.

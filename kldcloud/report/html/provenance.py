@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
-from kldcloud.report.html.markup import Html, caption, element, foreign, joined
+from kldcloud.report.html.markup import Html, caption, element, foreign, framed, joined
 from kldcloud.report.rounding import MISSING, bits_figure, gib_figure
 from kldcloud.report.summary_shape import Base, Candidate, Summary
 from kldcloud.report.table import GIB
@@ -113,7 +113,7 @@ def _table(title: str, headings: tuple[str, ...], rows: list[Html]) -> Html:
         element("tbody", *rows),
         class_="files",
     )
-    return element("div", table, class_="scroller", role="region", aria_label=title, tabindex="0")
+    return framed(table, title, rows=len(rows))
 
 
 def _digest(sha256: str | None) -> Html:

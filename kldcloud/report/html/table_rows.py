@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from kldcloud.report.html.markup import Html, caption, element, foreign, joined
+from kldcloud.report.html.markup import MANY_ROWS, Html, caption, element, foreign, framed, joined
 from kldcloud.report.reading import corpus_note
 from kldcloud.report.table import Column, CorpusTable, TableRow, outcome, shown_columns
 
 _NAME_SHOWN: Final = 300
 _CAUSE_SHOWN: Final = 400
-_FILTERED: Final = 15
-"""Rows: longer tables can be searched."""
 
 
 def result_table(table: CorpusTable, *, place: int) -> Html:
@@ -32,15 +30,8 @@ def result_table(table: CorpusTable, *, place: int) -> Html:
         class_="results",
         id=f"table-{place}",
     )
-    frame = element(
-        "div",
-        whole,
-        class_="scroller long" if len(table.rows) > _FILTERED else "scroller",
-        role="region",
-        aria_label=f"Results, table {place + 1}",
-        tabindex="0",
-    )
-    return frame if len(table.rows) <= _FILTERED else Html(_search(place) + frame)
+    frame = framed(whole, f"Results, table {place + 1}", rows=len(table.rows))
+    return joined([_search(place) if len(table.rows) > MANY_ROWS else None, frame])
 
 
 def _search(place: int) -> Html:

@@ -244,6 +244,23 @@ def test_candidates_come_and_go_and_the_others_keep_their_colours(
     after = strokes(chromium, "position-0")
     assert after == {name: colour for name, colour in before.items() if name != "UD-Q6_K_XL"}
     assert list(strokes(chromium, "position-1")) == list(SIZES)
+    heard = chromium.one("#position-0 svg > g").get_dom_attribute("aria-label") or ""
+    spoken = chromium.one("#position-0 [role=graphics-document]").get_dom_attribute("aria-label")
+    assert f"{spoken}{heard}".startswith("KLD by position in the chunk: Q8_0, Q5_K_M, UD-Q4_K_XL")
+    assert chromium.console() == []
+
+
+def test_the_last_curve_stays(chromium: Browser, page: str) -> None:
+    chromium.show(page)
+    chromium.click(".choice summary")
+    boxes = chromium.every(".choice input[data-shows='0']")
+    for box in boxes[1:]:
+        box.click()
+    chromium.until(lambda: list(strokes(chromium, "position-0")) == ["Q8_0"])
+    assert not boxes[0].is_enabled()
+    boxes[3].click()
+    chromium.until(lambda: list(strokes(chromium, "position-0")) == ["Q8_0", "UD-Q4_K_XL"])
+    assert boxes[0].is_enabled()
     assert chromium.console() == []
 
 
