@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +29,10 @@ def plan(
     cluster: ClusterName = None,
     store: StoreAddress = None,
     rate: Rate = None,
+    pilot: Annotated[
+        str | None,
+        typer.Option(help="A run whose chunks tell how far a job with `stop:` would go."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show tokens, rows, bytes, hours and money; nothing is spent, or written to the store."""
@@ -38,6 +42,13 @@ def plan(
 
     sweep = load_job(job, overrides(settings, cluster, store))
     estimate = make_estimate(sweep, load_cluster(sweep.cluster), rate, TerminalProgress())
+    if pilot is not None:
+        from dataclasses import replace
+
+        from kldcloud.estimate.pilot import forecasts
+
+        chunks = {each.name: each.chunks for each in estimate.corpora}
+        estimate = replace(estimate, forecasts=forecasts(sweep, chunks, pilot))
     typer.echo(estimate.to_json() if as_json else estimate.to_text())
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from kldcloud.divergence.forecast import Forecast
 from kldcloud.estimate.cost import Crew, Price
 from kldcloud.estimate.files import PlannedBase, PlannedCorpus, PlannedModel
 from kldcloud.estimate.sizes import StageSize, Volumes
 from kldcloud.estimate.text import machine_words, to_text
+from kldcloud.spec.stop import StopSpec
 
 if TYPE_CHECKING:
     from kldcloud.clusters.prices import Offer
@@ -54,6 +57,8 @@ class SweepEstimate:
         start_seconds: assumed before the first chunk on machines that have to be found.
         max_seconds: after which the cluster ends the job; None for this machine.
         price: of all machines.
+        stop: when the job may stop before the end of a text; None if it does not.
+        forecasts: how much of each text a pilot lets expect, by name; empty without one.
     """
 
     name: str
@@ -74,6 +79,8 @@ class SweepEstimate:
     start_seconds: float
     max_seconds: int | None
     price: Price
+    stop: StopSpec | None = None
+    forecasts: Mapping[str, Forecast] = field(default_factory=dict)
 
     @property
     def chunks(self) -> int:
@@ -149,6 +156,8 @@ class SweepEstimate:
             "base": {"name": self.base.file.name, "bytes": self.base.file.size},
             "vocabulary": self.base.vocabulary,
             "candidates": [{"name": each.name, "bytes": each.size} for each in self.candidates],
+            "stop": self.stop and self.stop.model_dump(mode="json"),
+            "forecasts": {name: asdict(found) for name, found in self.forecasts.items()},
             "corpora": [
                 {
                     "name": each.name,

@@ -112,6 +112,7 @@ def estimate_sweep(
         start_seconds=start_seconds(cluster, moved.models_per_node),
         max_seconds=cluster.max_duration if cluster.remote else None,
         price=price,
+        stop=job.stop,
     )
 
 

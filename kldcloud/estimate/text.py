@@ -29,6 +29,7 @@ def to_text(plan: SweepEstimate) -> str:
         ("download", _download(plan)),
         ("upload", _upload(plan)),
         ("work", _work(plan)),
+        ("stop", _stop(plan)),
         ("time", _time(plan)),
         ("machine", _machine(plan)),
         ("money", _money(plan)),
@@ -130,6 +131,25 @@ def _work(plan: SweepEstimate) -> list[str]:
         f"{workers}{threads}{machines} ({plan.crew.source})",
         f"rate {rate}",
     ]
+
+
+def _stop(plan: SweepEstimate) -> list[str]:
+    stop = plan.stop
+    if stop is None:
+        return []
+    what = "the ranking is settled"
+    if stop.half_width is not None:
+        what = f"each mean is known to {100 * stop.half_width:g} %"
+    sure = f"({100 * stop.confidence:g} % confidence)"
+    lines = [
+        f"all that is at most: ends when {what} {sure}, first asked after {stop.least} chunks",
+    ]
+    for name, found in plan.forecasts.items():
+        likely = f"about {found.likely:,} of {found.of:,} chunks"
+        if not found.settles:
+            likely = f"all {found.of:,} chunks, and even then nothing settled"
+        lines.append(f"{name}: the pilot suggests {likely} ({found.low:,} to {found.high:,})")
+    return lines
 
 
 def _time(plan: SweepEstimate) -> list[str]:
