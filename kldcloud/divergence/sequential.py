@@ -20,7 +20,8 @@ analyses: the repeated confidence interval approach", Journal of the Royal Stati
   interval covers with the confidence, as each in the report does.
 
 Equal candidates never separate: then all chunks are measured, and the decision says that it is
-none.
+none. And what no chunk has shown yet, no interval knows: where one chunk in fifty holds most of a
+divergence, the first checkpoints may come before it. `Rule.least` is the guard against that.
 """
 
 from __future__ import annotations

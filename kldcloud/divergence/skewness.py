@@ -19,8 +19,9 @@ import numpy as np
 from kldcloud.divergence.records import Floats
 
 CAUTION: Final = 1.5
-"""Times the skewness of the sample. With 1, means of chunks with tails like a lognormal's of sigma
-0.8 were wrong 5.6 % of the time in place of 5 %."""
+"""Times the skewness of the sample. Means of 20 to 580 lognormal chunks with a skewness of 4 were
+missed at some checkpoint 14 % of the time with 0, 5.6 % with 1 and 3.3 % with 1.5, where 5 % were
+allowed."""
 _FEWEST: Final = 3
 
 

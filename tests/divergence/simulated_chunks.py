@@ -1,7 +1,7 @@
 """Mean divergences of chunks whose true means are known: light and heavy tails, correlated tokens.
 
-Each function returns float64 ``[corpora, candidates, chunks]``; its expectation is the level of the
-candidate. What a chunk does to all candidates alike is far more than what it does to one.
+Each simulation returns float64 ``[corpora, candidates, chunks]`` whose expectations are the levels
+of the candidates. What a chunk does to all of them alike is far more than what it does to one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from kldcloud.divergence.sequential import Decision, Rule, decide
+
+ROWS = 255
+RANKED = Rule("ranked", None, 0.95, 20)
 Floats = npt.NDArray[np.float64]
 Random = np.random.Generator
 
@@ -50,6 +54,18 @@ def unlike(random: Random, corpora: int, levels: Sequence[float], chunks: int) -
         ],
         axis=1,
     )
+
+
+def precise(half_width: float, confidence: float = 0.95) -> Rule:
+    return Rule("precise", half_width, confidence, 20)
+
+
+def decided(rule: Rule, chunk_means: Floats, of: int | None = None) -> Decision:
+    """What a rule comes to on one corpus of `of` chunks, or on all that are given."""
+    chunks = chunk_means.shape[1]
+    found = decide(rule, chunk_means, [ROWS] * chunks, of or chunks)
+    assert found is not None
+    return found
 
 
 def _lognormal(random: Random, sigma: float, shape: tuple[int, ...]) -> Floats:
