@@ -9,13 +9,15 @@ from importlib import resources
 from typing import Final
 
 from kldcloud.errors import FormatError
+from kldcloud.report.across_corpora import macro_note, macro_rows, rank_warnings
+from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.escaping import printable
 from kldcloud.report.html.chart_figures import profile_figures, size_figure
 from kldcloud.report.html.library import chart_library
 from kldcloud.report.html.markup import Html, data_block, element, foreign, framed, joined, script
 from kldcloud.report.html.page_charts import PageCharts, page_charts
 from kldcloud.report.html.provenance import provenance
-from kldcloud.report.html.table_rows import result_table
+from kldcloud.report.html.table_rows import macro_table, result_table
 from kldcloud.report.html.verdicts import ranking, verdict_list
 from kldcloud.report.profile_shape import Profiles
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note
@@ -152,6 +154,8 @@ def _summary(summary: Summary, tables: tuple[CorpusTable, ...]) -> Iterator[Html
     yield element("h2", "In short", id="in-short")
     if note := progress_note(summary):
         yield element("p", note, class_="note")
+    for warning in rank_warnings(summary, _quoted):
+        yield element("p", warning, class_="note")
     yield element(
         "div",
         *(
@@ -164,6 +168,13 @@ def _summary(summary: Summary, tables: tuple[CorpusTable, ...]) -> Iterator[Html
         ),
         class_="corpora",
     )
+    if rows := macro_rows(summary):
+        yield element("h3", "Over all texts")
+        yield framed(macro_table(rows, macro_note(summary)), "Over all texts", rows=len(rows))
+
+
+def _quoted(name: str) -> str:
+    return printable(name, limit=_NAME_SHOWN)
 
 
 def _link(table: CorpusTable, place: int) -> Html:
@@ -177,6 +188,8 @@ def _corpus(
     corpus = table.corpus
     yield element("h2", "On ", foreign(corpus.name, limit=_NAME_SHOWN), id=f"heading-{place}")
     yield element("p", corpus_note(table), class_="size")
+    for note in corpus_notes(summary, corpus.name, _quoted):
+        yield element("p", note)
     yield size_figure(charts.corpora[place])
     yield element("h3", "Every figure")
     yield result_table(table, place=place)

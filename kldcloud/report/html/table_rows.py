@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+from kldcloud.report.across_corpora import MacroRow
 from kldcloud.report.html.markup import MANY_ROWS, Html, caption, element, foreign, framed, joined
 from kldcloud.report.reading import corpus_note
-from kldcloud.report.table import Column, CorpusTable, TableRow, outcome, shown_columns
+from kldcloud.report.rounding import kld_with_error
+from kldcloud.report.table import (
+    Column,
+    CorpusTable,
+    TableRow,
+    outcome,
+    percent_figure,
+    shown_columns,
+)
 
 _NAME_SHOWN: Final = 300
 _CAUSE_SHOWN: Final = 400
@@ -32,6 +42,27 @@ def result_table(table: CorpusTable, *, place: int) -> Html:
     )
     frame = framed(whole, f"Results, table {place + 1}", rows=len(table.rows))
     return joined([_search(place) if len(table.rows) > MANY_ROWS else None, frame])
+
+
+def macro_table(rows: Sequence[MacroRow], note: str) -> Html:
+    """Each candidate over all corpora together."""
+    body = [
+        element(
+            "tr",
+            element("th", foreign(row.candidate, limit=_NAME_SHOWN), scope="row"),
+            element("td", kld_with_error(row.kld_mean)),
+            element("td", percent_figure(row.same_top)),
+        )
+        for row in rows
+    ]
+    headings = ("candidate", "mean KLD", "same top\N{NO-BREAK SPACE}%")
+    return element(
+        "table",
+        caption(f"Macro average {note}"),
+        element("thead", element("tr", *(element("th", each, scope="col") for each in headings))),
+        element("tbody", *body),
+        class_="macro",
+    )
 
 
 def _search(place: int) -> Html:

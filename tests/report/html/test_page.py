@@ -16,11 +16,15 @@ from typing import Any
 import pytest
 
 from kldcloud.errors import FormatError
+from kldcloud.report.across_corpora import macro_rows
 from kldcloud.report.html import render_html
 from kldcloud.report.markdown import render_markdown
 from kldcloud.report.profile_shape import Profiles
+from kldcloud.report.rounding import kld_with_error
 from kldcloud.report.summary_file import parse_summary
+from kldcloud.report.table import percent_figure
 from tests.report.summaries import as_summary, rename, summary_dict
+from tests.report.test_corpus_notes import floor, stop
 
 from .documents import Node, data, read
 from .realistic import CORPORA, SIZES, realistic_dict, realistic_profiles, realistic_summary
@@ -105,7 +109,7 @@ def test_its_headings_descend_in_steps(document: Node) -> None:
 
 def test_tables_have_captions_and_headings_with_a_scope(document: Node) -> None:
     tables = document.every("table")
-    assert len(tables) == 2 * len(CORPORA) + 2
+    assert len(tables) == 2 * len(CORPORA) + 3
     for table in tables:
         assert table.one("caption").text
         assert all(heading.attributes.get("scope") for heading in table.every("th"))
@@ -307,3 +311,33 @@ def _walk(node: Node) -> list[Node]:
         if isinstance(each, Node):
             found += [each, *_walk(each)]
     return found
+
+
+def test_over_all_texts_there_is_a_macro_average(document: Node) -> None:
+    summary = as_summary(realistic_dict(failing=True))
+    rows = document.one("table", class_="macro").one("tbody").every("tr")
+    shown = [[cell.text for cell in row.every("td")] for row in rows]
+    assert shown == [
+        [kld_with_error(each.kld_mean), percent_figure(each.same_top)]
+        for each in macro_rows(summary)
+    ]
+    assert [row.one("bdi").text for row in rows] == [each.name for each in summary.candidates]
+
+
+def test_where_a_run_stopped_and_its_floor_stand_with_their_corpus() -> None:
+    shape = {**summary_dict(), "stops": [stop()], "noise_floor": [floor()]}
+    section = read(render_html(as_summary(shape))).one("section", id="corpus-0")
+    assert "stopped after 55 of 220 chunks, 75 % saved." in section.text
+    assert "the base measured against itself: mean KLD 0.000002" in section.text
+
+
+def test_a_rank_that_depends_on_the_text_is_a_warning_up_front() -> None:
+    shape = realistic_dict()
+    first, second = shape["comparisons"]
+    names = [rank["candidate"] for rank in first["ranks"]]
+    for comparison, order in ((first, names), (second, names[::-1])):
+        comparison["ranks"] = [
+            {"candidate": name, "low": at, "high": at} for at, name in enumerate(order, 1)
+        ]
+    text = read(render_html(as_summary(shape))).text
+    assert f"rank depends on the text: {names[0]} is 1 on " in text
