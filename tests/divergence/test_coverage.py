@@ -102,8 +102,15 @@ class Coverage:
     naive: Mapping[str, float]
 
 
-def coverage(chunks: int, rounds: int, tail: float = 1.0) -> Coverage:
-    """Shares of samples whose intervals cover the population's value."""
+def coverage(chunks: int, rounds: int, tail: float = 1.0, level: float | None = None) -> Coverage:
+    """Shares of samples whose intervals cover the population's value.
+
+    Args:
+        chunks: in a sample.
+        rounds: samples.
+        tail: of the population's divergences.
+        level: of intervals that allow for skewness; None for the ordinary ones.
+    """
     whole = population(tail)
     truth, klds = whole.truth(), whole.klds()
     apart = float(np.diff(klds.mean(axis=1))[0])
@@ -112,7 +119,7 @@ def coverage(chunks: int, rounds: int, tail: float = 1.0) -> Coverage:
     robust, naive = dict.fromkeys([*truth, "paired"], 0), dict.fromkeys(truth, 0)
     for _ in range(rounds):
         chosen = random.integers(0, POPULATION, chunks)
-        for name, each in estimates(whole.draw(chosen)).items():
+        for name, each in estimates(whole.draw(chosen, level)).items():
             robust[name] += covers(each.interval95, truth[name])
             naive[name] += abs(each.value - truth[name]) <= 1.96 * each.error_naive
         (pair,) = compare(klds[:, chosen], [ROWS] * chunks).pairs
@@ -208,9 +215,11 @@ def test_so_it_is_from_a_hundred_chunks_on(chunks: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_heavier_tails_want_more_chunks() -> None:
-    """Chunks with a skewness of 4: at 100 intervals of divergences cover less, at 600 they do."""
-    few, many = coverage(100, 5000, tail=1.5), coverage(600, 5000, tail=1.5)
-    assert few.robust["kld"] < many.robust["kld"]
-    off = {name: share for name, share in many.robust.items() if abs(share - 0.95) > 0.01}
-    assert not off
+def test_heavier_tails_want_an_allowance_for_skewness() -> None:
+    """Far heavier than seen on any model: a chunk's mean divergence has a skewness of 4.5."""
+    ordinary = coverage(100, 5000, tail=1.5).robust
+    careful = coverage(100, 5000, tail=1.5, level=0.05).robust
+    for name in ("kld", "reverse_kld", "rms"):
+        assert ordinary[name] < 0.94
+        assert 0.94 < careful[name] < 0.985
+    assert all(careful[name] >= ordinary[name] for name in ordinary)
