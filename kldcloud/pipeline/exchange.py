@@ -18,7 +18,7 @@ from kldcloud.pipeline.runs import FoundRun
 from kldcloud.pipeline.stage_base import import_kld, kld_identity
 from kldcloud.spec.uri import parse_uri
 from kldcloud.staging.kld_file import KldHeader, KldWriter, read_kld_header, read_kld_tokens
-from kldcloud.staging.stage import StageIdentity, load_json
+from kldcloud.staging.stage import StageIdentity, load_json, manifest_key
 from kldcloud.staging.stage_reader import StageReader
 from kldcloud.store import check_usable
 from kldcloud.store.base import Store
@@ -54,6 +54,12 @@ def export_base_file(
         UserError: if the run has several corpora and none is named, or the file is there.
     """
     key = _stage_of(found, corpus)
+    if found.store.size(manifest_key(key)) is None:
+        raise UserError(
+            f"the base stage of {found.run} is not whole: the run stopped before the end of its "
+            "text, or has not come so far",
+            hint="launch its job without stop, and export that run",
+        )
     reader = StageReader(found.store, key)
     identity = reader.identity
     tokens = reader.tokens()

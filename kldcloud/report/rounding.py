@@ -68,10 +68,10 @@ def bits_figure(bits_per_weight: float | None) -> str:
 
 
 def floor_figure(times: float | None) -> str:
-    """How many times the noise floor: two digits below a hundred, whole numbers above."""
+    """How many times the noise floor: two digits, whole numbers from a hundred to a million."""
     if times is None:
         return MISSING
-    return f"{times:.2g}" if times < _WHOLE else f"{times:,.0f}"
+    return f"{times:,.0f}" if _WHOLE <= times < _WIDEST_PLAIN else f"{times:.2g}"
 
 
 def _joined(value_text: str, error_text: str) -> str:

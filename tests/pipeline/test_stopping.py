@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from kldcloud.divergence.checkpoints import checkpoints
-from kldcloud.errors import SpecError
+from kldcloud.errors import SpecError, UserError
+from kldcloud.pipeline.exchange import export_base_file
+from kldcloud.pipeline.runs import find_run
 from kldcloud.report.summary_file import Summary
 from kldcloud.spec.load import load_job
 from tests.pipeline.odd_models import with_nan
@@ -66,6 +68,14 @@ def test_a_clear_order_stops_at_the_first_checkpoint_and_stages_no_more(
     assert chunks_of(tmp_path / "stages", "*.shard") == LEAST
     assert chunks_of(tmp_path / "runs", "*-*.parquet") == 2 * LEAST
     assert any("is settled after 8 of 24 chunks; 67% saved" in note for note in notes.notes)
+    with pytest.raises(UserError, match="stopped before the end of its text"):
+        export_base_file(
+            find_run(done.run, str(tmp_path)),
+            tmp_path / "x.kld",
+            corpus=None,
+            overwrite=False,
+            progress=notes,
+        )
     # Its comparison is the decision's: sequential p-values, never below 1e-12.
     (comparison,) = done.summary.comparisons
     assert comparison.pairs[0].p is not None

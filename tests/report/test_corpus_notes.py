@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kldcloud.errors import FormatError
 from kldcloud.report.markdown import render_markdown
+from kldcloud.report.rounding import floor_figure
 from kldcloud.report.table import corpus_tables
 from kldcloud.report.terminal import print_table
 
@@ -68,6 +69,21 @@ def test_means_are_told_as_multiples_of_the_floor() -> None:
         assert "x floor" in text
         assert "26,868" in text
         assert "the base measured against itself: mean KLD 0.000002 ± 1.0e-07." in text
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        (None, "-"),
+        (0.0123, "0.012"),
+        (7.06, "7.1"),
+        (99.4, "99"),
+        (99.6, "100"),
+        (2.87e11, "2.9e+11"),
+    ],
+)
+def test_a_multiple_has_digits_enough(times: float | None, shown: str) -> None:
+    assert floor_figure(times) == shown
 
 
 @pytest.mark.parametrize("mean", [0.0, None])
