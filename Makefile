@@ -59,6 +59,7 @@ bench: setup
 	$(BIN)/python benchmarks/kernel.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/stopping.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/full_corpus.py
 
