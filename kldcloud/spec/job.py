@@ -148,6 +148,7 @@ class CorpusSpec(SpecModel):
     Attributes:
         name: what reports and keys call it.
         text: where the text is; UTF-8.
+        format: text, or chat: conversations in JSONL, rendered through the base's chat template.
         context: tokens in a chunk; the second half of them is scored.
         chunks: chunks measured, from the start of the text; `all` takes every whole one.
         expect: its tokens, for a plan without the text or the base's tokenizer.
@@ -155,9 +156,16 @@ class CorpusSpec(SpecModel):
 
     name: Name
     text: Source
+    format: Literal["text", "chat"] = "text"
     context: Annotated[Whole, Field(ge=_LEAST_CONTEXT, le=_MOST_CONTEXT)] = 512
     chunks: Chunks = "all"
     expect: Expected = Expected()
+
+    @model_validator(mode="after")
+    def _conversations_come_from_a_file(self) -> Self:
+        if self.format == "chat" and self.text.scheme == "builtin":
+            raise refused("a built-in text has no conversations in it", "format")
+        return self
 
 
 class SweepJob(SpecModel):
@@ -220,6 +228,14 @@ class SweepJob(SpecModel):
                 raise refused("'base.logits' holds the tokens of one corpus", "corpora", 1)
         elif not self.corpora:
             raise refused("needs at least one entry", "corpora")
+        return self
+
+    @model_validator(mode="after")
+    def _conversations_need_a_template(self) -> Self:
+        for index, corpus in enumerate(self.corpora):
+            if corpus.format == "chat" and self.base.model is None:
+                reason = "the tokens come from 'base.logits': leave it out"
+                raise refused(reason, "corpora", index, "format")
         return self
 
 
