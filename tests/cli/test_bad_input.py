@@ -152,7 +152,7 @@ def test_what_a_job_names_and_is_not_there_is_refused(
         (
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             '{"messages": [{"role": "user", "content": "x"}]}',
-            "corpus text: the chat template takes more steps or memory than a conversation can need",
+            "corpus text: the chat template takes more steps or memory than a conversation",
         ),
     ],
 )
