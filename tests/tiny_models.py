@@ -59,7 +59,9 @@ class TinyPair:
     bos: bool
 
 
-def tiny_pair(directory: Path, *, vocabulary: int, bos: bool, seed: int = 0) -> TinyPair:
+def tiny_pair(
+    directory: Path, *, vocabulary: int, bos: bool, seed: int = 0, template: str | None = None
+) -> TinyPair:
     """Write a pair of models into `directory` (made if missing), about 1 MB.
 
     Args:
@@ -67,6 +69,7 @@ def tiny_pair(directory: Path, *, vocabulary: int, bos: bool, seed: int = 0) -> 
         vocabulary: entries, 287 or more; an odd number leaves one unused code in a .kld row.
         bos: what ``tokenizer.ggml.add_bos_token`` says.
         seed: of the weights and of the noise.
+        template: the chat template of both, if they are to have one.
 
     Returns:
         The two paths and what they were made with.
@@ -75,9 +78,9 @@ def tiny_pair(directory: Path, *, vocabulary: int, bos: bool, seed: int = 0) -> 
     base = directory / "base.gguf"
     candidate = directory / "candidate.gguf"
     weights = _weights(vocabulary, seed)
-    _write(base, weights, vocabulary=vocabulary, bos=bos)
+    _write(base, weights, vocabulary=vocabulary, bos=bos, template=template)
     noisy = {name: _with_noise(index, w, seed) for index, (name, w) in enumerate(weights.items())}
-    _write(candidate, noisy, vocabulary=vocabulary, bos=bos)
+    _write(candidate, noisy, vocabulary=vocabulary, bos=bos, template=template)
     return TinyPair(base, candidate, vocabulary, bos)
 
 
@@ -150,7 +153,12 @@ def _with_noise(index: int, weight: npt.NDArray[np.float64], seed: int) -> npt.N
 
 
 def _write(
-    path: Path, weights: Mapping[str, npt.NDArray[np.floating]], *, vocabulary: int, bos: bool
+    path: Path,
+    weights: Mapping[str, npt.NDArray[np.floating]],
+    *,
+    vocabulary: int,
+    bos: bool,
+    template: str | None,
 ) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -163,6 +171,8 @@ def _write(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocabulary)
     _add_tokenizer(writer, vocabulary, bos=bos)
+    if template is not None:
+        writer.add_chat_template(template)
     for name, weight in weights.items():
         # ggml computes norms in F32 only.
         stored = np.float32 if weight.ndim == 1 or weight.dtype == np.float64 else np.float16

@@ -12,7 +12,7 @@ from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
-from kldcloud.models.llama_engine import tokenize
+from kldcloud.pipeline.corpus_tokens import corpus_tokens
 from kldcloud.pipeline.prepare import HERE, KLD_CORPUS, ChunkedCorpus, KldBase, ModelFile
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.job import BaseSpec, CandidateSpec, CorpusSpec, Expected, SweepJob
@@ -253,16 +253,16 @@ def _corpus(spec: CorpusSpec, base: PlannedBase, progress: Progress) -> PlannedC
     text, tokens, source = None, spec.expect.tokens, "stated"
     here = spec.text.scheme == "builtin" or at_hand(spec.text) is not None
     counts = base.path is not None and importlib.util.find_spec("llama_cpp") is not None
-    if (here and counts) or tokens is None:
-        try:
+    try:
+        if (here and counts) or tokens is None:
             text = HERE.read_text(spec.text, progress)
-        except UserError as error:
-            hint = error.hint or "or state its expect: {tokens: ...}"
-            message = f"corpus {spec.name}: {error.message}"
-            raise type(error)(message, hint=hint) from error
-    if text is not None and counts and base.path is not None:
-        tokens, source = len(tokenize(base.path, text.removesuffix("\n")).tokens), "counted"
-    elif tokens is None:
+        if text is not None and counts and base.path is not None:
+            tokens, source = len(corpus_tokens(base.path, spec, text, progress)), "counted"
+    except UserError as error:
+        hint = error.hint or "or state its expect: {tokens: ...}"
+        message = f"corpus {spec.name}: {error.message}"
+        raise type(error)(message, hint=hint) from error
+    if tokens is None:
         tokens, source = len((text or "").encode()) // BYTES_A_TOKEN, "estimated"
     if tokens < 2 * spec.context:
         raise UserError(

@@ -92,7 +92,7 @@ class LlamaEngine:
         self._options = options
         self._capture = StateCapture()
         recent_complaints()
-        self._model = _load_model(path, options)
+        self._model = load_model(path, options)
         try:
             self._vocabulary = vocabulary_of(self._binding.llama_model_get_vocab(self._model))
             self._ctx = self._make_context(path)
@@ -212,7 +212,12 @@ def vocabulary_of(vocab: Any) -> Vocabulary:  # noqa: ANN401
     )
 
 
-def _load_model(path: Path, options: LlamaOptions, *, vocab_only: bool = False) -> Any:  # noqa: ANN401
+def load_model(path: Path, options: LlamaOptions, *, vocab_only: bool = False) -> Any:  # noqa: ANN401
+    """A model that `llama_model_free` frees; without its weights, if only its vocabulary is wanted.
+
+    Raises:
+        EngineError: if llama.cpp refuses it.
+    """
     binding = llama()
     params = binding.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
@@ -230,39 +235,3 @@ def _load_model(path: Path, options: LlamaOptions, *, vocab_only: bool = False) 
             hint="check the file, its architecture and the free memory",
         )
     return model
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedText:
-    """A text as one model's tokenizer sees it.
-
-    Attributes:
-        tokens: int32 [n], special tokens added as the vocabulary says.
-        vocabulary: of that model.
-    """
-
-    tokens: Tokens
-    vocabulary: Vocabulary
-
-
-def tokenize(path: Path, text: str) -> TokenizedText:
-    """Tokenise a text with a GGUF's vocabulary; no weights are loaded.
-
-    Raises:
-        EngineError: if llama.cpp refuses the file or the text.
-    """
-    binding = llama()
-    recent_complaints()
-    model = _load_model(path, LlamaOptions(), vocab_only=True)
-    try:
-        vocab = binding.llama_model_get_vocab(model)
-        data = text.encode()
-        out = np.empty(len(data) + 16, np.int32)
-        pointer = out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        # Special tokens are added, but not recognised inside the text: what llama-perplexity does.
-        count = binding.llama_tokenize(vocab, data, len(data), pointer, len(out), True, False)
-        if count < 0:
-            raise EngineError(f"{path}: llama.cpp could not tokenise the text")
-        return TokenizedText(out[:count].copy(), vocabulary_of(vocab))
-    finally:
-        binding.llama_model_free(model)

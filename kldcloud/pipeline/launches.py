@@ -22,7 +22,7 @@ from kldcloud.models.digests import model_sha256
 from kldcloud.models.sources import read_text
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.life import LaunchRecord, launch_key, read_launch
-from kldcloud.pipeline.prepare import check_models
+from kldcloud.pipeline.prepare import check_conversations, check_models
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.runs import job_bytes, what_counts
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, ShippedFile, Sources
@@ -152,12 +152,14 @@ def launch_of_job(path: Path, store: str | None) -> tuple[LaunchRecord, Store] |
 def ship(job: SweepJob, store: Store, progress: Progress) -> tuple[ShippedFile, ...]:
     """Upload what only this machine has; each file once, by digest.
 
-    Models are looked at first, so that what is no model is refused before hours of upload.
+    Models and conversations are looked at first, so that what is none is refused before hours of
+    upload.
 
     Raises:
         UserError: for what is not there, or not what it should be.
     """
     check_models(job, progress)
+    check_conversations(job, progress)
     shipped: dict[str, ShippedFile] = {}
     for uri, is_text in _named(job):
         if uri.scheme in FETCHED_ANYWHERE or str(uri) in shipped:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from kldcloud.corpus.chat import read_conversations
 from kldcloud.corpus.chunks import ChunkShape, Tokens, cut_chunks
 from kldcloud.corpus.order import chunk_order
 from kldcloud.divergence.checkpoints import checkpoints
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
-from kldcloud.models.llama_engine import tokenize
 from kldcloud.models.quantize import quantized
+from kldcloud.pipeline.corpus_tokens import chat_template_source, corpus_tokens
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
 from kldcloud.spec.job import NOISE_FLOOR, CandidateSpec, CorpusSpec, SweepJob
@@ -171,6 +172,24 @@ def check_models(job: SweepJob, progress: Progress) -> None:
         _check_vocabularies(base, [each for each in found if each is not None])
 
 
+def check_conversations(job: SweepJob, progress: Progress) -> None:
+    """Read all conversations that are here, and see that a base that is here has a template.
+
+    Raises:
+        UserError: as `prepare`, but for what only rendering them can tell.
+    """
+    chats = [each for each in job.corpora if each.format == "chat"]
+    if chats and _is_here(job.base.model):
+        base = _find_base(job, progress, HERE)
+        with _about("base"):
+            chat_template_source(base.path)
+    for spec in chats:
+        if _is_here(spec.text):
+            with _about(f"corpus {spec.name}"):
+                for _ in read_conversations(HERE.read_text(spec.text, progress)):
+                    pass
+
+
 def _is_here(uri: SourceUri | None) -> bool:
     return uri is not None and uri.scheme not in FETCHED_ANYWHERE
 
@@ -269,8 +288,7 @@ def _corpus(
     with _about(f"corpus {spec.name}"):
         text = sources.read_text(spec.text, progress)
         digest = sha256_bytes(text.encode())
-        # llama-perplexity drops one newline at the end of its -f file; so must we, to cut alike.
-        tokens = tokenize(tokenizer, text.removesuffix("\n")).tokens
+        tokens = corpus_tokens(tokenizer, spec, text, progress)
         chunks = cut_chunks(tokens, spec.context, spec.chunks)
     corpus = ChunkedCorpus(spec.name, digest, len(tokens), chunks)
     return corpus if stop is None else _in_order(corpus, stop)

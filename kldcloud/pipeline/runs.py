@@ -17,6 +17,8 @@ DEFAULT_STORE = "./kldcloud-store"
 MAX_JOB_BYTES = 16 << 20
 NO_PART_OF_A_RUN = ("cluster", "store", "shard_chunks", "rates", "expect")
 """Fields of a job that change no number, so that runs which differ in them are one."""
+MEANT_BEFORE = (("format", "text"),)
+"""Fields that jobs once had not, at what they have always meant: the job is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,11 @@ def what_counts(job: object) -> object:
         return [what_counts(each) for each in job]
     if not isinstance(job, dict):
         return job
-    return {key: what_counts(each) for key, each in job.items() if key not in NO_PART_OF_A_RUN}
+    return {
+        key: what_counts(each)
+        for key, each in job.items()
+        if key not in NO_PART_OF_A_RUN and (key, each) not in MEANT_BEFORE
+    }
 
 
 def _last_sign_of_life(store: Store, run: str) -> str:

@@ -152,6 +152,7 @@ class CorpusSpec(SpecModel):
     Attributes:
         name: what reports and keys call it.
         text: where the text is; UTF-8.
+        format: text, or chat: conversations in JSONL, rendered through the base's chat template.
         context: tokens in a chunk; the second half of them is scored.
         chunks: chunks measured, from the start of the text; `all` takes every whole one.
         expect: its tokens, for a plan without the text or the base's tokenizer.
@@ -159,9 +160,16 @@ class CorpusSpec(SpecModel):
 
     name: Name
     text: Source
+    format: Literal["text", "chat"] = "text"
     context: Annotated[Whole, Field(ge=_LEAST_CONTEXT, le=_MOST_CONTEXT)] = 512
     chunks: Chunks = "all"
     expect: Expected = Expected()
+
+    @model_validator(mode="after")
+    def _conversations_come_from_a_file(self) -> Self:
+        if self.format == "chat" and self.text.scheme == "builtin":
+            raise refused("a built-in text has no conversations in it", "format")
+        return self
 
 
 class SweepJob(SpecModel):
@@ -231,6 +239,10 @@ class SweepJob(SpecModel):
             raise refused("there is no model to measure again: 'base' has 'logits'", "noise_floor")
         if self.stop is not None:
             raise refused("'base.logits' has its own order of chunks: leave this out", "stop")
+        for index, corpus in enumerate(self.corpora):
+            if corpus.format == "chat":
+                reason = "the tokens come from 'base.logits': leave it out"
+                raise refused(reason, "corpora", index, "format")
 
 
 KINDS: Final[dict[str, type[BaseModel]]] = {"sweep": SweepJob}

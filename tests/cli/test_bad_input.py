@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from command_line import Desk, Said, run
 from store_server import S3Server, isolate_aws
-from tiny_models import TinyPair
+from tiny_models import TinyPair, tiny_pair
 
 from kldcloud.staging.kld_file import KldHeader, KldWriter
 from kldcloud.store import open_store
@@ -135,6 +135,37 @@ def test_what_a_job_names_and_is_not_there_is_refused(
     command: Command, desk: Desk, setting: str, says: str
 ) -> None:
     assert says in refused(command("launch", desk.job, "--set", setting), desk)
+
+
+@pytest.mark.parametrize("verb", ["launch", "plan"])
+@pytest.mark.parametrize(
+    ("template", "line", "says"),
+    [
+        (None, "{}", "has no chat template (tokenizer.chat_template)"),
+        ("{{ messages }}", "{}", "corpus text: line 1 has no 'messages'; each line is {"),
+        ("{{ messages }}", "\x1b[2J", "corpus text: line 1 is not JSON: "),
+        (
+            "{{ raise_exception('\x1b[2J' ~ messages[0].role) }}",
+            '{"messages": [{"role": "oracle", "content": "x"}]}',
+            "corpus text: line 1: the chat template refuses it: \\x1b[2Joracle; change or take out",
+        ),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            '{"messages": [{"role": "user", "content": "x"}]}',
+            "corpus text: the chat template takes more steps or memory than a conversation",
+        ),
+    ],
+)
+def test_conversations_that_cannot_be_rendered_are_refused_with_their_line(
+    command: Command, desk: Desk, verb: str, template: str | None, line: str, says: str
+) -> None:
+    folder, vocabulary = desk.job.parent / "other", desk.pair.vocabulary
+    base = tiny_pair(folder, vocabulary=vocabulary, bos=True, template=template).base
+    talk = folder / "talk.jsonl"
+    talk.write_text(line)
+    changes = (f"base.model={base}", f"corpora[0].text={talk}", "corpora[0].format=chat")
+    settings = [part for change in changes for part in ("--set", change)]
+    assert says in refused(command(verb, desk.job, *settings), desk)
 
 
 def test_a_text_shorter_than_two_chunks_is_refused_by_its_name(

@@ -19,8 +19,9 @@ from kldcloud.estimate.sweep import SweepEstimate, estimate_sweep, refuse_above
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.engine import ChunkOutput
 from kldcloud.models.gguf_header import read_gguf_header
-from kldcloud.models.llama_engine import tokenize
+from kldcloud.models.llama_tokenizer import tokenize
 from kldcloud.models.quantize import quantized
+from kldcloud.pipeline.prepare import prepare
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
 from kldcloud.staging.encodings import HiddenEncoding, StageShape
@@ -207,6 +208,31 @@ def test_a_text_that_nothing_can_count_is_guessed_by_its_size(tmp_path: Path) ->
     plan = estimate(stated(corpora=[{"name": "t", "text": str(tmp_path / "t.txt")}]))
     assert (plan.corpora[0].tokens, plan.corpora[0].source) == (10_000, "estimated")
     assert "of 10,000 tokens, by its size" in plan.to_text()
+
+
+def test_conversations_are_counted_as_rendered_or_guessed_like_any_text(tmp_path: Path) -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+    base = tiny_pair(tmp_path / "m", vocabulary=321, bos=True, template=template).base
+    talk, name = tmp_path / "talk.jsonl", "talk"
+    line = json.dumps({"messages": [{"role": "user", "content": "the other one " * 9}]})
+    talk.write_text(f"{line}\n" * 30)
+    text = {"name": name, "text": str(talk), "format": "chat", "context": 64}
+    job = facts(base, [base.with_name("candidate.gguf")], [text])
+    prepared = prepare(SweepJob.model_validate(job), Notes())
+    plan = estimate(job)
+    assert (plan.corpora[0].tokens, plan.corpora[0].source) == (
+        prepared.corpora[0].text_tokens,
+        "counted",
+    )
+    assert plan.volumes.uploads == ("base.gguf", "candidate.gguf", "talk.jsonl")
+    guessed = estimate(stated(corpora=[text]))
+    assert (guessed.corpora[0].tokens, guessed.corpora[0].source) == (
+        talk.stat().st_size // 4,
+        "estimated",
+    )
+    talk.write_text("oops")
+    with pytest.raises(FormatError, match=r"^corpus talk: line 1 is not JSON"):
+        estimate(job)
 
 
 def test_what_a_job_names_and_is_not_there_is_refused_unless_it_is_stated() -> None:

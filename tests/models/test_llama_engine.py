@@ -16,8 +16,9 @@ from kldcloud.divergence.base_rows import LogitRows
 from kldcloud.divergence.kernel import token_statistics
 from kldcloud.errors import EngineError, UserError
 from kldcloud.models.gguf_header import read_gguf_header
-from kldcloud.models.llama_engine import BATCH, LlamaEngine, LlamaOptions, tokenize
+from kldcloud.models.llama_engine import BATCH, LlamaEngine, LlamaOptions
 from kldcloud.models.llama_library import llama
+from kldcloud.models.llama_tokenizer import tokenize
 from kldcloud.spec.engine import KvType
 from kldcloud.staging.head import read_head
 from kldcloud.staging.states import pack_states, unpack_states

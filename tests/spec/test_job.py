@@ -38,6 +38,7 @@ def test_what_is_left_out_has_the_documented_default() -> None:
     assert (job.cluster, job.store, job.encoding) == ("local", "./kldcloud-store", "auto")
     assert (job.llama_compat, job.shard_chunks, job.engine) == (True, None, EngineOptions())
     assert (job.corpora[0].context, job.corpora[0].chunks) == (512, "all")
+    assert job.corpora[0].format == "text"
     assert job.engine.model_dump() == {
         "n_gpu_layers": 0,
         "tensor_overrides": {},
@@ -173,6 +174,20 @@ def test_a_base_is_called_by_its_name_or_file_and_conversion() -> None:
             {"corpora": [{"name": "a", "text": "x", "chunks": True}]},
             ("corpora", 0, "chunks"),
             "must be all or a whole number from 1 to 2147483647, not true",
+        ),
+        (
+            {"corpora": [{"name": "a", "text": "builtin:python-reference", "format": "chat"}]},
+            ("corpora", 0, "format"),
+            "a built-in text has no conversations in it",
+        ),
+        (
+            {
+                "base": {"logits": "b.kld"},
+                "candidates": [{"model": "a"}],
+                "corpora": [{"name": "a", "text": "x.jsonl", "format": "chat"}],
+            },
+            ("corpora", 0, "format"),
+            "the tokens come from 'base.logits': leave it out",
         ),
         (
             {"engine": {"tensor_overrides": {"blk.(": "CPU"}}},

@@ -143,6 +143,19 @@ def test_only_places_are_taken_for_paths(job_file: Path) -> None:
         ),
         (
             "    chunks: 16",
+            "    format: jsonl",
+            "x.yaml:11: corpora[0].format: must be one of text, chat, not 'jsonl'",
+        ),
+        (
+            "    chunks: 16",
+            "    format: chatt",
+            (
+                "x.yaml:11: corpora[0].format: must be one of text, chat, not 'chatt'; "
+                "did you mean 'chat'?"
+            ),
+        ),
+        (
+            "    chunks: 16",
             "    context: 4",
             "x.yaml:11: corpora[0].context: must be at least 8, not 4",
         ),
