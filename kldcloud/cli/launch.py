@@ -91,7 +91,7 @@ def launch(
     show_outcome(outcome, as_json=as_json)
     progress.note(
         f"run {outcome.run} in {outcome.seconds:.0f} s; "
-        f"kldcloud report {outcome.run} --store {kept.uri} --format md|csv|json|llama"
+        f"kldcloud report {outcome.run} --store {kept.uri} --format {formats()}"
     )
 
 
@@ -108,6 +108,13 @@ def show_outcome(outcome: SweepOutcome, *, as_json: bool) -> None:
         failed = partial_failure(outcome)
         assert failed is not None  # noqa: S101 - there are failures
         raise failed
+
+
+def formats() -> str:
+    """All that `kldcloud report --format` takes, as usage lines have it."""
+    from kldcloud.report.render import FORMATS
+
+    return "|".join(FORMATS)
 
 
 def overrides(settings: list[str] | None, cluster: str | None, store: str | None) -> list[str]:
@@ -171,9 +178,7 @@ def _launch_remote(
     _show(read_summary(FoundRun(ended.run, kept)), as_json=as_json)
     if ended.failed is not None:
         raise ended.failed
-    progress.note(
-        f"run {ended.run}; kldcloud report {ended.run} {come_back} --format md|csv|json|llama"
-    )
+    progress.note(f"run {ended.run}; kldcloud report {ended.run} {come_back} --format {formats()}")
 
 
 def _ask() -> None:

@@ -8,15 +8,20 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
+
+from kldcloud.divergence.sequential import Rule, decide
+from kldcloud.divergence.summary import ChunkMeans
 from kldcloud.errors import FormatError, UserError
-from kldcloud.pipeline.facts import comparison_facts
+from kldcloud.pipeline.facts import Stopped, comparison_facts, stop_facts
 from kldcloud.pipeline.measured_chunks import Pair, measured_chunks
 from kldcloud.pipeline.runs import FoundRun, read_summary
 from kldcloud.report.compared import ComparedRuns
 from kldcloud.report.escaping import printable
 from kldcloud.report.known_names import check_known
 from kldcloud.report.summary_file import SCHEMA, dump_summary, parse_summary
-from kldcloud.report.summary_shape import Candidate, Measurement, Summary
+from kldcloud.report.summary_shape import Candidate, Measurement, Stop, Summary
+from kldcloud.staging.stage import MAX_CHUNKS
 from kldcloud.status.run_files import read_plan_note
 
 _VALUE_SHOWN: Final = 80
@@ -127,10 +132,23 @@ def _of_texts(first: _Run, other: _Run) -> Iterator[_Difference]:
             a, b = (getattr(corpora[name], key) for corpora in (mine, theirs))
             if a != b or a is None:
                 yield _Difference(f"the {key} of corpus {shown}", a, b)
+        rules = [_rule_words(each.summary, name) for each in (first, other)]
+        if rules[0] != rules[1]:
+            yield _Difference(f"when to stop on corpus {shown}", *rules)
         # Its key holds the tokens' digest: chunks of one text may stand in two orders.
         a, b = (run.stages.get(name) for run in (first, other))
         if a != b:
             yield _Difference(f"the base stage of corpus {shown}", a, b)
+
+
+def _rule_words(summary: Summary, corpus: str) -> str | None:
+    """When a run would have stopped on a corpus; None if it measured all there was."""
+    for stop in summary.stops:
+        if stop.corpus == corpus:
+            width = "" if stop.half_width is None else f" to {stop.half_width:g}"
+            of = f"{stop.least} of {stop.of} chunks at least"
+            return f"{stop.when}{width} at {stop.confidence:g}, {of}"
+    return None
 
 
 def _entries(runs: Sequence[_Run]) -> list[_Entry]:
@@ -179,6 +197,7 @@ def _combined(
                 chosen[name, corpus] = (run, (measured.candidate, corpus))
     floors = [each for each in first.get("noise_floor", ()) if each["corpus"] in corpora]
     wanted = len(entries) * len(corpora)
+    comparisons, stops = _comparisons(runs[0].summary, corpora, chosen)
     return {
         **first,
         "schema": SCHEMA,
@@ -192,7 +211,8 @@ def _combined(
             for name, entry in zip(names, entries, strict=True)
         ],
         "results": results,
-        "comparisons": _comparisons(corpora, chosen),
+        "comparisons": comparisons,
+        "stops": stops,
         "noise_floor": floors,
     }
 
@@ -210,8 +230,9 @@ def _measurement(entry: _Entry, corpus: str) -> tuple[_Run, Measurement] | None:
 
 
 def _comparisons(
-    corpora: Sequence[str], chosen: Mapping[Pair, tuple[_Run, Pair]]
-) -> list[dict[str, Any]]:
+    summary: Summary, corpora: Sequence[str], chosen: Mapping[Pair, tuple[_Run, Pair]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Comparisons, and stops: whose rule all runs share, and which their looks must allow for."""
     runs = {id(run): run for run, _ in chosen.values()}
     read = {
         key: measured_chunks(
@@ -219,16 +240,42 @@ def _comparisons(
         )
         for key, run in runs.items()
     }
-    comparisons = []
+    rules = {stop.corpus: stop for stop in summary.stops}
+    comparisons, stops = [], []
     for corpus in corpora:
         measured = {
             name: read[id(run)][pair] for (name, on), (run, pair) in chosen.items() if on == corpus
         }
         if len({each.sizes for each in measured.values()}) > 1:
-            raise FormatError(f"chunks of corpus {corpus} differ in their scored positions")
-        if measured:
-            comparisons.append(comparison_facts(corpus, measured))
-    return comparisons
+            raise FormatError(f"chunks of corpus {_shown(corpus)} differ in their positions")
+        if not measured:
+            continue
+        stopped = _stopped(rules[corpus], measured) if corpus in rules else None
+        comparisons.append(comparison_facts(corpus, measured, stopped))
+        if stopped is not None:
+            stops.append(stop_facts(corpus, stopped))
+    return comparisons, stops
+
+
+def _stopped(stop: Stop, measured: Mapping[str, ChunkMeans]) -> Stopped:
+    """What the rule of runs that may stop says of all of their candidates together.
+
+    Raises:
+        FormatError: no run has such a rule.
+    """
+    sizes = next(iter(measured.values())).sizes
+    possible = (
+        2 <= stop.least <= len(sizes) <= stop.of <= MAX_CHUNKS  # noqa: PLR2004 - none of one
+        and 0 < stop.confidence < 1
+        and (stop.when == "ranked" or stop.half_width is not None)
+    )
+    if possible:
+        rule = Rule(stop.when, stop.half_width, stop.confidence, stop.least)
+        means = np.stack([each.means for each in measured.values()])
+        decision = decide(rule, means, sizes, stop.of)
+        if decision is not None:
+            return Stopped(decision, tuple(measured))
+    raise FormatError(f"corpus {_shown(stop.corpus)} was stopped by a rule that no run has")
 
 
 def _shown(value: object) -> str:

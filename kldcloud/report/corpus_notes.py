@@ -38,7 +38,9 @@ def _stopped(stop: Stop, quote: Quote) -> str:
             f"{what} is settled {sure}: stopped after {stop.chunks:,} of {stop.of:,} chunks, "
             f"{100 * stop.saved:.0f} % saved."
         )
-    text = f"{what} is not settled {sure} by all {stop.of:,} chunks"
+    # Runs that are compared with one another may all have stopped, each for its own candidates.
+    by = f"all {stop.of:,}" if stop.chunks == stop.of else f"{stop.chunks:,} of {stop.of:,}"
+    text = f"{what} is not settled {sure} by {by} chunks"
     if stop.when == "ranked" and stop.undecided:
         better, worse = stop.undecided[0]
         text += f": undecided are {quote(better)} and {quote(worse)}"

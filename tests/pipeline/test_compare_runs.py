@@ -28,10 +28,12 @@ from scipy import stats
 
 from kldcloud.corpus.chunks import Shard
 from kldcloud.divergence.partial import IDENTITY_KEY, MOMENTS_KEY
+from kldcloud.divergence.sequential import Rule, decide
 from kldcloud.errors import FormatError, KldcloudError, UserError
 from kldcloud.pipeline.compare_runs import compare_runs
 from kldcloud.pipeline.runs import FoundRun
 from kldcloud.report.compared import ComparedRuns
+from kldcloud.report.markdown import render_markdown
 from kldcloud.store import open_store, sha256_bytes
 from kldcloud.store.base import Store
 from tests.divergence.synthetic_records import ROWS
@@ -40,6 +42,7 @@ Q8 = Model("Q8_0", "q8", 0.1)
 Q4 = Model("Q4_K_M", "q4", 1.0)
 UD = Model("UD-Q4_K_XL", "ud", 1.001)
 Q2 = Model("Q2_K", "q2", 3.0)
+RULE = Rule("ranked", None, 0.95, 8)
 FIRST, SECOND = "ours-0123456789ab", "theirs-ba9876543210"
 
 
@@ -175,6 +178,67 @@ def test_several_corpora_are_compared_one_by_one(store: Store) -> None:
     assert only.comparisons == compared.comparisons[1:]
 
 
+# Runs that may stop early
+
+
+def stop(candidates: list[Model], **changes: Any) -> list[dict[str, Any]]:
+    """What a summary says of a run that stopped at its second checkpoint."""
+    means = np.stack([chunk_means(each) for each in candidates])
+    decision = decide(RULE, means, [ROWS] * CHUNKS, 40)
+    assert decision is not None
+    assert (decision.checkpoint, decision.chunks) == (2, CHUNKS)
+    facts = decision.to_json_dict([each.name for each in candidates])
+    return [{"corpus": "text", **facts, **changes}]
+
+
+def test_runs_that_stopped_are_compared_by_the_test_that_allows_for_it(store: Store) -> None:
+    near = Model("Q2_K_S", "q2s", 3.001)
+    runs = [
+        finished_run(store, FIRST, [Q4, UD], stops=stop([Q4, UD])),
+        finished_run(store, SECOND, [Q2, near], stops=stop([Q2, near])),
+    ]
+    compared = compare_runs(runs).summary
+    means = np.stack([chunk_means(each) for each in (Q4, UD, Q2, near)])
+    expected = decide(RULE, means, [ROWS] * CHUNKS, 40)
+    assert expected is not None
+    (comparison,) = compared.comparisons
+    found = {(p.better, p.worse): p.p for p in comparison.pairs}
+    shown = names(ComparedRuns((), {}, compared))
+    assert found == {
+        (shown[pair.better], shown[pair.worse]): pair.p for pair in expected.comparison.pairs
+    }
+    plain = finished_run(store, "plain-111111111111", [Q4, UD, Q2, near])
+    for pair in compare_runs([plain]).summary.comparisons[0].pairs:
+        assert pair.p is not None
+        assert pair.p < (found[pair.better, pair.worse] or 0), "looks cost certainty"
+    (settled,) = compared.stops
+    assert not settled.settled
+    assert {"Q4_K_M", "UD-Q4_K_XL"} in [set(pair) for pair in settled.undecided]
+    page = render_markdown(compared)
+    assert "is not settled with 95 % confidence whenever one stops by 10 of 40 chunks" in page
+
+
+def test_runs_that_stop_by_different_rules_are_refused(store: Store) -> None:
+    runs = [
+        finished_run(store, FIRST, [Q4], stops=stop([Q4, UD], means=[], order=[], undecided=[])),
+        finished_run(
+            store, SECOND, [UD], stops=stop([Q4, UD], means=[], order=[], undecided=[], least=9)
+        ),
+    ]
+    assert (
+        "differ in when to stop on corpus text: ranked at 0.95, 8 of 40 chunks at least,"
+        " ranked at 0.95, 9 of 40 chunks at least; "
+    ) in refusal(runs, UserError)
+    plain = finished_run(store, "plain-111111111111", [UD])
+    assert "8 of 40 chunks at least, none; " in refusal([runs[0], plain], UserError)
+
+
+@pytest.mark.parametrize("changes", [{"least": 0}, {"of": 5}, {"confidence": 1.0}, {"least": 11}])
+def test_a_rule_that_no_run_has_is_refused(store: Store, changes: dict[str, Any]) -> None:
+    odd = finished_run(store, FIRST, [Q4, UD], stops=stop([Q4, UD], **changes))
+    assert refusal([odd], FormatError) == ("corpus text was stopped by a rule that no run has")
+
+
 # What is refused
 
 
@@ -276,6 +340,18 @@ def test_a_run_without_partials_is_read_from_its_tokens(two: list[FoundRun]) -> 
     (lost, *_) = partial_keys(two[0])
     two[0].store.delete(lost)
     assert compare_runs(two).summary.comparisons == expected.summary.comparisons
+
+
+def test_runs_in_a_bucket_are_compared_alike(
+    two: list[FoundRun], s3_store_uri: Callable[[str], str]
+) -> None:
+    bucket = open_store(s3_store_uri("compare"))
+    for info in two[0].store.list("runs/"):
+        if SECOND not in info.key or "partials" not in info.key:
+            bucket.write(info.key, two[0].store.read(info.key))
+    expected = compare_runs(two)
+    found = compare_runs([replace(each, store=bucket) for each in two])
+    assert found == expected
 
 
 def test_a_run_without_partials_and_tokens_is_refused(two: list[FoundRun]) -> None:
