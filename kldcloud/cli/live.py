@@ -16,7 +16,7 @@ from rich.text import Text
 from kldcloud.errors import KldcloudError
 
 if TYPE_CHECKING:
-    from kldcloud.store.base import Store
+    from kldcloud.status.live import LiveReader
 
 REDRAWS_A_SECOND = 2.0
 LOOK_SECONDS = 0.5
@@ -41,12 +41,10 @@ class MeansBelow(Progress):
 
 
 @contextlib.contextmanager
-def kept_up_to_date(view: MeansBelow, store: Store, run: str) -> Iterator[None]:
+def kept_up_to_date(view: MeansBelow, reader: LiveReader) -> Iterator[None]:
     """Look at the run's commits from time to time while the block runs."""
     over = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(view, store, run, over), name="live", daemon=True
-    )
+    watcher = threading.Thread(target=_watch, args=(view, reader, over), name="live", daemon=True)
     watcher.start()
     try:
         yield
@@ -55,13 +53,12 @@ def kept_up_to_date(view: MeansBelow, store: Store, run: str) -> Iterator[None]:
         watcher.join(LEAVE_SECONDS)
 
 
-def _watch(view: MeansBelow, store: Store, run: str, over: threading.Event) -> None:
+def _watch(view: MeansBelow, reader: LiveReader, over: threading.Event) -> None:
     from kldcloud.cli.terminal import encodable
     from kldcloud.report.live_text import live_lines
-    from kldcloud.status.live import LiveReader
 
     console = view.console
-    reader = LiveReader(store, run, time.monotonic())
+    reader.begin(time.monotonic())
     for looks in itertools.count():
         began = time.monotonic()
         # A store that is away costs the view a look, and never the run.

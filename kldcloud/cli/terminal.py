@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,9 @@ from rich.text import Text
 
 from kldcloud.pipeline.progress import MEASURING, Bar
 from kldcloud.store.base import Store
+
+if TYPE_CHECKING:
+    from kldcloud.status.live import LiveReader
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -123,6 +127,10 @@ def _shown(progress: Progress, label: str, total: int, done: int) -> Iterator[Ba
 class TerminalProgress:
     """Bars with the time left; where stderr is no terminal, a line a minute and one at the end."""
 
+    def __init__(self) -> None:
+        # A run that may stop is measured piece by piece: what was read is not read again.
+        self._readers: dict[str, LiveReader] = {}
+
     @contextmanager
     def bar(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
         if not errors.is_terminal:
@@ -139,7 +147,10 @@ class TerminalProgress:
             yield from _line_when_done(MEASURING, total, done)
             return
         from kldcloud.cli.live import REDRAWS_A_SECOND, MeansBelow, kept_up_to_date
+        from kldcloud.status.live import LiveReader
 
+        if run not in self._readers:
+            self._readers[run] = LiveReader(store, run)
         view = MeansBelow(
             *_COLUMNS,
             _Times(done, left=False),
@@ -147,7 +158,7 @@ class TerminalProgress:
             transient=True,
             refresh_per_second=REDRAWS_A_SECOND,
         )
-        with _shown(view, MEASURING, total, done) as bar, kept_up_to_date(view, store, run):
+        with _shown(view, MEASURING, total, done) as bar, kept_up_to_date(view, self._readers[run]):
             yield bar
 
     def note(self, text: str) -> None:

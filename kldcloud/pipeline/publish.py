@@ -31,6 +31,8 @@ def note_plan(store: Store, plan: SweepPlan) -> None:
         "candidates": [candidate.name for candidate in plan.prepared.measured],
         "corpora": [[c.name, c.count, c.context] for c in plan.prepared.corpora],
     }
+    if any(corpus.checkpoints for corpus in plan.prepared.corpora):
+        facts["checkpoints"] = [[c.name, *c.checkpoints] for c in plan.prepared.corpora]
     store.write_new(f"{plan.prefix}/plan.json", canonical_json(facts))
     store.write_new(f"{plan.prefix}/job.yaml", job_bytes(plan.prepared.job))
 

@@ -93,5 +93,6 @@ def _fitted(name: str, room: int) -> str:
 def _pace(status: LiveStatus) -> Iterator[str]:
     if status.tokens_a_second is None:
         return
-    left = "" if status.seconds_left is None else f", about {span(status.seconds_left)} left"
+    about = "at most" if status.may_stop else "about"
+    left = "" if status.seconds_left is None else f", {about} {span(status.seconds_left)} left"
     yield f"{status.tokens_a_second:,.0f} tokens/s{left}"

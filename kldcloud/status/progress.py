@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from kldcloud.corpus.chunks import Shard
 from kldcloud.errors import FormatError
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
+from kldcloud.staging.stage import MAX_CHUNKS
 from kldcloud.status.committed import CommittedMeans
 from kldcloud.status.run_files import (
     PlanNote,
@@ -146,8 +148,9 @@ class ProgressReader:
         chunks = plan.chunks.get(corpus) or (
             read_stage_chunks(self._store, key) if complete else None
         )
-        done = [shard for shard in shards if _is_cut(shard, chunks, size)]
-        in_all = -(-chunks // size) if chunks and size else None
+        edges = plan.checkpoints.get(corpus, ())
+        done = [shard for shard in shards if _is_cut(shard, chunks, size, edges)]
+        in_all = _shards_in(chunks, size, edges) if chunks and size else None
         chunks_done = sum(shard.count for shard in done)
         status = StageStatus(corpus, len(done), in_all, chunks_done, complete)
         if complete:
@@ -163,7 +166,12 @@ class ProgressReader:
         self._means.take(
             part
             for part in files.partials
-            if _is_cut(part.shard, chunks[part.corpus], cuts[part.corpus])
+            if _is_cut(
+                part.shard,
+                chunks[part.corpus],
+                cuts[part.corpus],
+                plan.checkpoints.get(part.corpus, ()),
+            )
         )
         results = []
         for corpus in corpora:
@@ -197,13 +205,23 @@ class ProgressReader:
         return self._cuts.get(corpus)
 
 
-def _is_cut(shard: Shard, chunks: int | None, size: int | None) -> bool:
-    """Whether a shard is one of those that so many chunks are cut into."""
-    if size is None or shard.first % size:
+def _is_cut(shard: Shard, chunks: int | None, size: int | None, edges: Sequence[int]) -> bool:
+    """Whether a shard is one of those that `cut_shards` cuts so many chunks into."""
+    if size is None:
+        return False
+    start = max((edge for edge in edges if edge <= shard.first), default=0)
+    end = min((edge for edge in (*edges, chunks or MAX_CHUNKS) if edge > shard.first), default=0)
+    if (shard.first - start) % size:
         return False
     if chunks is None:
-        return 1 <= shard.count <= size
-    return shard.first < chunks and shard.count == min(size, chunks - shard.first)
+        return 1 <= shard.count <= min(size, end - shard.first)
+    return shard.first < chunks and shard.count == min(size, end - shard.first)
+
+
+def _shards_in(chunks: int, size: int, edges: Sequence[int]) -> int:
+    """How many shards `cut_shards` cuts so many chunks into."""
+    inside = sorted({0, chunks, *(edge for edge in edges if edge < chunks)})
+    return sum(-(-(end - start) // size) for start, end in pairwise(inside))
 
 
 def _in_order(planned: Iterable[str], found: Iterable[str]) -> list[str]:

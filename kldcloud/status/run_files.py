@@ -25,6 +25,8 @@ _OWN_PARTS: Final = 3
 # As many as a job may have.
 _MOST_CORPORA: Final = 64
 _MOST_CANDIDATES: Final = 1024
+# Each is a quarter more than the one before.
+_MOST_CHECKPOINTS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class PlanNote:
         candidates: their names, in the report's order.
         chunks: corpus -> how many it has.
         contexts: corpus -> tokens a chunk.
+        checkpoints: corpus -> after how many chunks the run may stop; empty if it may not.
     """
 
     encoding: str = ""
@@ -72,6 +75,7 @@ class PlanNote:
     candidates: tuple[str, ...] = ()
     chunks: Mapping[str, int] = field(default_factory=dict)
     contexts: Mapping[str, int] = field(default_factory=dict)
+    checkpoints: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def measured(self) -> int | None:
@@ -134,6 +138,10 @@ def read_plan_note(store: Store, run: str) -> PlanNote | None:
         stages={row[0]: row[1] for row in _rows(facts.get("stages"), 2) if _is_name(row[1])},
         candidates=tuple(filter(_is_name, candidates))[:_MOST_CANDIDATES],
         chunks={row[0]: row[1] for row in _rows(facts.get("corpora"), 2) if _is_count(row[1])},
+        checkpoints={
+            row[0]: tuple(filter(_is_count, row[1:]))[:_MOST_CHECKPOINTS]
+            for row in _rows(facts.get("checkpoints"), 2)
+        },
         contexts={row[0]: row[2] for row in _rows(facts.get("corpora"), 3) if _is_count(row[2])},
     )
 

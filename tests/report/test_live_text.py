@@ -38,6 +38,12 @@ def test_without_a_pace_there_is_no_line_for_it() -> None:
     assert live_lines(LiveStatus((), None, None), width=80, height=24) == []
 
 
+def test_a_run_that_may_stop_says_how_long_it_takes_at_most() -> None:
+    status = LiveStatus((row("Q8_0", 12),), 1234.6, 3700.0, may_stop=True)
+    last = live_lines(status, width=80, height=24)[-1]
+    assert last == "1,235 tokens/s, at most 1 h 01 min left"
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     shown = lines(

@@ -24,7 +24,7 @@ def kept(tmp_path: Path) -> KeptRun:
 
 
 def test_a_look_has_the_means_of_what_is_committed(kept: KeptRun) -> None:
-    reader = LiveReader(kept.store, RUN, 0.0)
+    reader = LiveReader(kept.store, RUN)
     assert [(each.chunks_done, each.kld) for each in reader.look(1.0).results] == [(0, None)] * 2
     reduction = Reduction()
     for shard in shards()[:2]:
@@ -39,7 +39,8 @@ def test_a_look_has_the_means_of_what_is_committed(kept: KeptRun) -> None:
 
 def test_the_pace_is_of_what_was_committed_since_the_work_began(kept: KeptRun) -> None:
     kept.commit("Q8_0", shards()[0])  # by an earlier launch
-    reader = LiveReader(kept.store, RUN, 100.0)
+    reader = LiveReader(kept.store, RUN)
+    reader.begin(100.0)
     status = reader.look(101.0)
     assert (status.tokens_a_second, status.seconds_left) == (None, None)
     kept.commit("Q8_0", shards()[1])
@@ -57,7 +58,7 @@ def test_the_pace_is_of_what_was_committed_since_the_work_began(kept: KeptRun) -
 
 def test_a_run_without_a_plan_has_no_pace(kept: KeptRun) -> None:
     kept.store.delete(f"runs/{RUN}/plan.json")
-    reader = LiveReader(kept.store, RUN, 0.0)
+    reader = LiveReader(kept.store, RUN)
     assert reader.look(1.0).results == ()
     kept.commit("Q8_0", shards()[0])
     status = reader.look(2.0)
@@ -69,7 +70,7 @@ def test_of_each_partial_the_footer_is_read_once_and_nothing_of_the_old_ones(
     kept: KeptRun,
 ) -> None:
     counting = CountingStore(kept.store)
-    reader = LiveReader(counting, RUN, 0.0)
+    reader = LiveReader(counting, RUN)
     for at, shard in enumerate(shards()):
         kept.commit("Q8_0", shard)
         counting.ranges.clear()
@@ -78,6 +79,25 @@ def test_of_each_partial_the_footer_is_read_once_and_nothing_of_the_old_ones(
         reader.look(at + 1.5)
         assert [key for key, _ in counting.ranges] == [kept.key("Q8_0", shard)]
         assert not [key for key in counting.reads if key.endswith(".parquet")]
+
+
+def test_the_next_piece_of_the_work_has_a_pace_of_its_own_and_reads_nothing_again(
+    kept: KeptRun,
+) -> None:
+    kept.note_plan(checkpoints=[["text", 4, CHUNKS]])
+    counting = CountingStore(kept.store)
+    reader = LiveReader(counting, RUN)
+    reader.begin(0.0)
+    reader.look(0.0)
+    kept.commit("Q8_0", shards()[0])
+    status = reader.look(2.0)
+    assert (status.tokens_a_second, status.may_stop) == (2 * CONTEXT, True)
+    reader.begin(1000.0)
+    counting.ranges.clear()
+    assert reader.look(1001.0).tokens_a_second is None
+    kept.commit("Q8_0", shards()[1])
+    assert reader.look(1008.0).tokens_a_second == 4 * CONTEXT / 8.0
+    assert [key for key, _ in counting.ranges] == [kept.key("Q8_0", shards()[1])]
 
 
 class CountingStore:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kldcloud.corpus.chunks import Shard
+from kldcloud.corpus.chunks import Shard, cut_shards
 from kldcloud.divergence.summary import Reduction
 from kldcloud.report.status_json import status_facts
 from kldcloud.report.summary_file import parse_summary
@@ -26,6 +26,7 @@ from tests.status.kept_runs import (
     LAUNCH,
     NOW,
     RUN,
+    SHARD,
     STAGE,
     KeptRun,
     attempt,
@@ -69,6 +70,24 @@ def test_a_running_mean_is_that_of_the_committed_chunks_whatever_order_they_came
     assert (second.candidate, second.chunks_done, second.kld) == ("Q4_K_M", 0, None)
     shown = kept.shown()
     assert f"{expected.value:.6f} ± {expected.error:.6f}  {100 * top.value:.1f} ± " in shown
+
+
+def test_a_run_that_may_stop_is_cut_at_its_checkpoints(kept: KeptRun) -> None:
+    steps = (6, CHUNKS)
+    cut = list(cut_shards(CHUNKS, SHARD, steps))
+    assert [(shard.first, shard.count) for shard in cut] == [(0, 4), (4, 2), (6, 4)]
+    kept.note_plan(checkpoints=[["text", *steps]])
+    kept.stage(cut)
+    kept.cut()
+    for shard in cut[1:]:
+        kept.commit("Q8_0", shard)
+    kept.commit("Q8_0", Shard(8, 2))  # how it would be cut without them
+    status = kept.status()
+    assert (status.stages[0].shards_done, status.stages[0].shards) == (3, 3)
+    assert status.results[0].chunks_done == 6
+    reduction = [kept.partial("Q8_0", shard) for shard in cut[1:]]
+    means = [each.mean[0] for partial in reduction for each in partial.moments]
+    assert status.results[0].kld == pytest.approx(sum(means) / len(means), rel=1e-12)
 
 
 def test_a_single_chunk_has_a_mean_and_no_error(kept: KeptRun) -> None:
