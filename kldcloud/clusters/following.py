@@ -29,7 +29,7 @@ class Followed:
     """A job that came to its end.
 
     Attributes:
-        code: of the job, 0 if it succeeded; None where the store alone says that it is over.
+        code: of the job, 0 if it succeeded; None where its log gave none.
         last: lines of the log.
     """
 

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from kldcloud.divergence.forecast import Forecast, forecast
-from kldcloud.divergence.sequential import Rule
 from kldcloud.errors import UserError
+from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.measured_chunks import measured_chunks
 from kldcloud.pipeline.runs import find_run, read_summary
 from kldcloud.spec.job import SweepJob
@@ -34,7 +34,7 @@ def forecasts(job: SweepJob, chunks: Mapping[str, int], pilot: str) -> dict[str,
             "--pilot tells when a job would stop, and this one measures all there is",
             hint="add stop: {when: ranked} to the job, or --set stop.when=ranked",
         )
-    rule = Rule(job.stop.when, job.stop.half_width, job.stop.confidence, job.stop.least)
+    rule = rule_of(job.stop)
     found = find_run(pilot, job.store)
     summary = read_summary(found)
     pairs = [

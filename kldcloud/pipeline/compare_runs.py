@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from kldcloud.divergence.sequential import Rule, decide
+from kldcloud.divergence.sequential import decide
 from kldcloud.divergence.summary import ChunkMeans
 from kldcloud.errors import FormatError, UserError
-from kldcloud.pipeline.facts import Stopped, comparison_facts, stop_facts
+from kldcloud.pipeline.facts import Stopped, comparison_facts, rule_of, stop_facts
 from kldcloud.pipeline.measured_chunks import Pair, measured_chunks
 from kldcloud.pipeline.runs import FoundRun, read_summary
 from kldcloud.report.compared import ComparedRuns
@@ -270,9 +270,8 @@ def _stopped(stop: Stop, measured: Mapping[str, ChunkMeans]) -> Stopped:
         and (stop.when == "ranked" or stop.half_width is not None)
     )
     if possible:
-        rule = Rule(stop.when, stop.half_width, stop.confidence, stop.least)
         means = np.stack([each.means for each in measured.values()])
-        decision = decide(rule, means, sizes, stop.of)
+        decision = decide(rule_of(stop), means, sizes, stop.of)
         if decision is not None:
             return Stopped(decision, tuple(measured))
     raise FormatError(f"corpus {_shown(stop.corpus)} was stopped by a rule that no run has")

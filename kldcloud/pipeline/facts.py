@@ -12,9 +12,11 @@ import numpy as np
 from kldcloud.divergence.comparison import compare
 from kldcloud.divergence.estimates import finite
 from kldcloud.divergence.profile import CURVE_SHARES, BinnedMean, Profile
-from kldcloud.divergence.sequential import Decision
+from kldcloud.divergence.sequential import Decision, Rule
 from kldcloud.divergence.summary import ChunkMeans, Reduction
 from kldcloud.pipeline.prepare import ChunkedCorpus
+from kldcloud.report.summary_shape import Stop
+from kldcloud.spec.stop import StopSpec
 
 MOST_FULLY_PAIRED: Final = 64
 """Candidates: of more, the summary keeps neighbours' pairs alone, though all are tested."""
@@ -34,6 +36,11 @@ class Stopped:
 
 
 NOT_STOPPED: Mapping[str, Stopped] = MappingProxyType({})
+
+
+def rule_of(stop: StopSpec | Stop) -> Rule:
+    """When to stop, as a job or a summary says it."""
+    return Rule(stop.when, stop.half_width, stop.confidence, stop.least)
 
 
 def stop_facts(corpus: str, stopped: Stopped) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def measure_until_settled(
                 for each in plan.prepared.candidates
                 if group_name(each.name, corpus.name) not in failures
             ]
-            decision = _decision(rule, read, sound, there, corpus.count) if sound else None
+            decision = _decision(rule, read, sound, there, corpus) if sound else None
             if decision is None or decision.final:
                 break
         if decision is not None:
@@ -79,10 +79,10 @@ def _decision(
     read: _ChunkMeans,
     candidates: Sequence[ModelFile],
     shards: Sequence[Shard],
-    of: int,
+    corpus: ChunkedCorpus,
 ) -> Decision | None:
     means = np.stack([read.means(each.name, shards) for each in candidates])
-    return decide(rule, means, read.sizes, of)
+    return decide(rule, means, (corpus.shape.rows,) * means.shape[1], corpus.count)
 
 
 class _ChunkMeans:
@@ -93,7 +93,6 @@ class _ChunkMeans:
         self._plan = plan
         self._corpus = corpus
         self._means: dict[str, list[float]] = {}
-        self.sizes: tuple[int, ...] = ()
 
     def means(self, candidate: str, shards: Sequence[Shard]) -> Floats:
         """float64 [chunks], of the first chunks that these shards hold, in order."""
@@ -101,7 +100,6 @@ class _ChunkMeans:
         new = [shard for shard in shards if shard.first >= len(found)]
         for partial in read_partials(self._store, self._plan, candidate, self._corpus, new):
             found.extend(float(each.mean[INDEX["kld"]]) for each in partial.moments)
-        self.sizes = (self._corpus.shape.rows,) * len(found)
         return np.array(found)
 
 
@@ -113,11 +111,3 @@ def _note(corpus: str, decision: Decision) -> str:
             f"{decision.saved:.0%} saved"
         )
     return f"{corpus}: all {decision.of:,} chunks do not settle {what}"
-
-
-def rule_of(plan: SweepPlan) -> Rule | None:
-    """When a run may stop; None if it measures all there is."""
-    stop = plan.prepared.job.stop
-    if stop is None:
-        return None
-    return Rule(stop.when, stop.half_width, stop.confidence, stop.least)

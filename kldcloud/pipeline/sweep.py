@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kldcloud.errors import EngineError
 from kldcloud.models.llama_library import llama
 from kldcloud.pipeline.dispatch import Failure
+from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
 from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
@@ -20,7 +21,7 @@ from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.reduce import reduce_run
 from kldcloud.pipeline.session import Session
 from kldcloud.pipeline.sources import Sources
-from kldcloud.pipeline.stopping import measure_until_settled, rule_of
+from kldcloud.pipeline.stopping import measure_until_settled
 from kldcloud.pipeline.workers import seats_for
 from kldcloud.report.summary_file import Summary, parse_summary
 from kldcloud.spec.cluster import ClusterSpec
@@ -122,10 +123,10 @@ def run_sweep(
         launched.on_run(plan.run)
         note_plan(store, plan)
         with DriverPulse(store, plan.run, life) as pulse:
-            rule = rule_of(plan)
-            if rule is None:
+            if job.stop is None:
                 measured = measure_all(session, plan, pulse)
             else:
+                rule = rule_of(job.stop)
                 measured = measure_until_settled(session, store, plan, rule, pulse, progress)
             failures = measured.failures
             session.rest()

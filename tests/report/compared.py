@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
 from typing import Any
 
 import numpy as np
 
-from kldcloud.divergence.comparison import compare
+from kldcloud.divergence.summary import ChunkMeans
+from kldcloud.pipeline.facts import comparison_facts
 
 from .summaries import candidate, corpus, measured, result, summary_dict
 
@@ -25,25 +25,9 @@ def chunk_means(levels: Sequence[float], *, noise: float, seed: int = 1) -> Any:
 
 def comparison(name: str, candidates: Sequence[str], means: Any) -> dict[str, Any]:
     """As a run's summary says it."""
-    found = compare(means, [ROWS] * means.shape[1])
-    return {
-        "corpus": name,
-        "ranks": [{"candidate": candidates[at], **asdict(found.ranks[at])} for at in found.order],
-        "pairs_tested": len(found.pairs),
-        "pairs": [
-            {
-                "better": candidates[pair.better],
-                "worse": candidates[pair.worse],
-                "difference": pair.value,
-                "error": pair.error,
-                "interval95": pair.interval95 and astuple(pair.interval95),
-                "p": pair.p,
-                "p_holm": pair.p_holm,
-                "distinguishable": pair.distinguishable,
-            }
-            for pair in found.pairs
-        ],
-    }
+    sizes = (ROWS,) * means.shape[1]
+    rows = zip(candidates, means, strict=True)
+    return comparison_facts(name, {each: ChunkMeans(sizes, row) for each, row in rows})
 
 
 def compared_run(corpora: Mapping[str, Mapping[str, float]], *, noise: float = 2e-4) -> Any:

@@ -150,3 +150,23 @@ class KeptRun:
     def shown(self, **subject: str) -> str:
         """What a person would read."""
         return "\n".join(line.text for line in status_lines(self.status(**subject), NOW))
+
+
+class CountingStore:
+    """A store that remembers what was read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.ranges: list[tuple[str, int]] = []
+        self.reads: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def read(self, key: str, **options: Any) -> bytes:
+        self.reads.append(key)
+        return self._store.read(key, **options)
+
+    def read_into(self, key: str, start: int, out: memoryview, **options: Any) -> None:
+        self.ranges.append((key, len(out)))
+        self._store.read_into(key, start, out, **options)

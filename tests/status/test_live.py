@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kldcloud.divergence.summary import Reduction
 from kldcloud.status.live import LiveReader
 from kldcloud.store import open_store
-from kldcloud.store.base import Store
-from tests.status.kept_runs import CHUNKS, RUN, KeptRun, shards
+from tests.status.kept_runs import CHUNKS, RUN, CountingStore, KeptRun, shards
 
 CONTEXT = 64
 
@@ -98,23 +96,3 @@ def test_the_next_piece_of_the_work_has_a_pace_of_its_own_and_reads_nothing_agai
     kept.commit("Q8_0", shards()[1])
     assert reader.look(1008.0).tokens_a_second == 4 * CONTEXT / 8.0
     assert [key for key, _ in counting.ranges] == [kept.key("Q8_0", shards()[1])]
-
-
-class CountingStore:
-    """A store that remembers what was read."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.ranges: list[tuple[str, int]] = []
-        self.reads: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def read(self, key: str, **options: Any) -> bytes:
-        self.reads.append(key)
-        return self._store.read(key, **options)
-
-    def read_into(self, key: str, start: int, out: memoryview, **options: Any) -> None:
-        self.ranges.append((key, len(out)))
-        self._store.read_into(key, start, out, **options)

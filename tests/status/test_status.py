@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,6 @@ from kldcloud.status.reader import StatusReader
 from kldcloud.status.run_list import list_runs
 from kldcloud.status.subject import StatusSubject
 from kldcloud.store import open_store
-from kldcloud.store.base import Store
 from tests.pipeline.sweeps import corpus, facts, sweep
 from tests.status.kept_runs import (
     CANDIDATES,
@@ -28,6 +26,7 @@ from tests.status.kept_runs import (
     RUN,
     SHARD,
     STAGE,
+    CountingStore,
     KeptRun,
     attempt,
     shards,
@@ -139,26 +138,6 @@ def test_a_footer_longer_than_the_first_read_is_fetched_whole(kept: KeptRun) -> 
     data = kept.store.read(kept.key("Q8_0", Shard(0, chunks)))
     assert int.from_bytes(data[-8:-4], "little") > 16 << 10
     assert kept.status().results[0].kld == reduction.result().kld_mean.value
-
-
-class CountingStore:
-    """A store that remembers what was read."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.ranges: list[tuple[str, int]] = []
-        self.reads: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def read(self, key: str, **options: Any) -> bytes:
-        self.reads.append(key)
-        return self._store.read(key, **options)
-
-    def read_into(self, key: str, start: int, out: memoryview, **options: Any) -> None:
-        self.ranges.append((key, len(out)))
-        self._store.read_into(key, start, out, **options)
 
 
 @pytest.fixture(scope="module")
