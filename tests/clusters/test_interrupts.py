@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,11 @@ class _Falls:
             pass
 
 
-IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"
+class _Breaks:
+    """Raises something else where Python ignores it."""
+
+    def __del__(self) -> None:
+        raise ValueError("not an interrupt")
 
 
 def blocked(reached: list[str], *steps: Callable[[], object]) -> None:
@@ -39,7 +44,6 @@ def fail() -> None:
     raise RuntimeError("it did not start")
 
 
-@pytest.mark.filterwarnings(IGNORED)
 def test_an_interrupt_that_a_callback_lost_comes_out_of_the_block() -> None:
     reached: list[str] = []
     with pytest.raises(KeyboardInterrupt):
@@ -48,12 +52,21 @@ def test_an_interrupt_that_a_callback_lost_comes_out_of_the_block() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.filterwarnings(IGNORED)
 def test_it_outweighs_what_failed_because_of_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         blocked([], _Falls, fail)
     with pytest.raises(RuntimeError):
         blocked([], fail)
+
+
+def test_only_the_interrupt_goes_unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: reported.append(dropped.exc_type))
+    hook = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt):
+        blocked([], _Falls, _Breaks)
+    assert reported == [ValueError], "an interrupt that comes out of the block is no news"
+    assert sys.unraisablehook is hook
 
 
 def test_one_that_is_raised_ends_the_block_at_once() -> None:
