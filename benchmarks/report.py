@@ -27,6 +27,7 @@ import numpy as np
 from kernel import machine
 
 from kldcloud.corpus.chunks import Shard, cut_shards
+from kldcloud.corpus.token_texts import TokenTexts
 from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.records import TokenRecords
 from kldcloud.models.gguf_header import GgufHeader
@@ -38,6 +39,7 @@ from kldcloud.staging.choose import EncodingChoice
 from kldcloud.store import Store, open_store
 
 CONTEXT, ROWS, SHARD = 512, 255, 8
+VOCABULARY = 150_000
 SAME_TOP = 0.9
 RUN = "report-benchmark"
 SIZES = ("10x580", "1x39216")
@@ -133,7 +135,8 @@ def _ours(size: Size, folder: Path) -> dict[str, float]:
     from kldcloud.report.summary_file import parse_summary
 
     times = {"start": time.process_time()}
-    reduced = reduce_run(open_store(str(folder)), _plan(size), {"corpus": size.shards}, {})
+    plan, shards = _plan(size), {"corpus": size.shards}
+    reduced = reduce_run(open_store(str(folder)), plan, _texts(), shards, {})
     times["reduce"] = time.process_time()
     summary = parse_summary(reduced.summary)
     times["parse summary"] = time.process_time()
@@ -195,11 +198,11 @@ def _records(random: np.random.Generator, shard: Shard) -> TokenRecords:
     nll_base = random.gamma(1.2, 1.8, count)
     nll = np.abs(nll_base + random.normal(0, 0.2, count))
     kld = np.exp(random.normal(-4, 1.5, count))
-    top_base = random.integers(0, 150_000, count).astype(np.int32)
+    top_base = random.integers(0, VOCABULARY, count).astype(np.int32)
     return TokenRecords(
         chunk=np.repeat(np.arange(shard.first, shard.first + shard.count), ROWS).astype(np.int32),
         position=np.tile(np.arange(CONTEXT // 2, CONTEXT - 1), shard.count).astype(np.int32),
-        token=random.integers(0, 150_000, count).astype(np.int32),
+        token=random.integers(0, VOCABULARY, count).astype(np.int32),
         kld=kld,
         reverse_kld=kld * random.uniform(0.8, 1.3, count),
         nll=nll,
@@ -212,6 +215,11 @@ def _records(random: np.random.Generator, shard: Shard) -> TokenRecords:
         llama_nll_base=nll_base.astype(np.float32),
         llama_top_base=top_base,
     )
+
+
+def _texts() -> TokenTexts:
+    """A vocabulary that has the records' tokens."""
+    return TokenTexts([b" token"] * VOCABULARY, np.zeros(VOCABULARY, np.bool_))
 
 
 def _plan(size: Size) -> SweepPlan:

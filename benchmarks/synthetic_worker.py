@@ -125,5 +125,9 @@ def make_tasks(run: str, group: str, count: int, failing_every: int = 0) -> list
         fails = failing_every and at % failing_every == failing_every // 2
         key = f"runs/{run}/partials/{group}/{at:06d}{FAILS_ONCE if fails else ''}"
         shard = Shard(at, 1)
-        tasks.append(MeasureTask(group, key, shard, _ENGINE, "stage", run, group, "text", False))
+        tasks.append(
+            MeasureTask(
+                group, key, f"{key}.bin", shard, _ENGINE, "stage", run, group, "text", False
+            )
+        )
     return tasks

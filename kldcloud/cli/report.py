@@ -40,7 +40,7 @@ def report(
 ) -> None:
     """Show a run's results."""
     from kldcloud.cli.terminal import stdout_console
-    from kldcloud.pipeline.runs import find_run, read_profiles, read_summary
+    from kldcloud.pipeline.runs import find_run, read_profiles, read_summary, read_worst
     from kldcloud.report.html import FIGURE_FORMATS, render_html
     from kldcloud.report.llama_text import render_llama
     from kldcloud.report.pair_text import render_pair
@@ -55,7 +55,7 @@ def report(
     if pair is not None:
         print_text(render_pair(summary, *pair), stdout_console())
     elif open_page:
-        _open(render_html(summary, read_profiles(found)))
+        _open(render_html(summary, read_profiles(found), read_worst(found)))
     elif format is None:
         print_table(summary, stdout_console())
     elif format == "llama":
@@ -64,7 +64,7 @@ def report(
         _print_figure(summary, cast("FigureFormat", format), corpus)
     elif format == "html":
         # As bytes: the page says that it is UTF-8, whatever the terminal's encoding is.
-        typer.echo(render_html(summary, read_profiles(found)).encode(), nl=False)
+        typer.echo(render_html(summary, read_profiles(found), read_worst(found)).encode(), nl=False)
     else:
         typer.echo(render(summary, format), nl=False)
 

@@ -1,4 +1,4 @@
-"""Where on a text the divergence lies: by position in the chunk, and by the base's confidence."""
+"""Where on a text the divergence lies: by position, by the base's confidence, by kind of token."""
 
 from __future__ import annotations
 
@@ -54,20 +54,26 @@ class Profile:
 
     Args:
         context: tokens of a chunk; the second half is scored.
+        classes: int8 [V], the class of each token of the vocabulary.
+        kinds: how many classes there are.
     """
 
-    def __init__(self, context: int) -> None:
+    def __init__(self, context: int, classes: npt.NDArray[np.int8], kinds: int) -> None:
         first = context // 2
         edges = first + (context - 1 - first) * np.arange(POSITION_BINS + 1) / POSITION_BINS
         # A short chunk has fewer positions than there are bins: some would be empty for ever.
         self._position = _Bins(np.unique(np.floor(edges)))
         self._entropy = _Bins(np.array([*ENTROPY_EDGES, math.inf]))
+        self._classes = classes
+        self._class = _Bins(np.arange(kinds + 1, dtype=np.float64))
 
     def add(self, records: TokenRecords) -> None:
         """Add records that begin and end with whole chunks."""
         chunk = records.chunk - records.chunk[:1]
         self._position.add(chunk, records.position.astype(np.float64), records.kld)
         self._entropy.add(chunk, records.entropy_base, records.kld)
+        classes = np.take(self._classes, records.token, mode="clip")
+        self._class.add(chunk, classes.astype(np.float64), records.kld)
 
     def by_position(self) -> tuple[BinnedMean, ...]:
         """Bins over the index, in its chunk, of the position whose prediction is scored."""
@@ -76,6 +82,10 @@ class Profile:
     def by_confidence(self) -> tuple[BinnedMean, ...]:
         """Bins over the entropy of the base's distribution: the surest first."""
         return self._entropy.means()
+
+    def by_class(self) -> tuple[BinnedMean, ...]:
+        """One for each class of the token that follows, from `low` 0 on."""
+        return self._class.means()
 
 
 class _Bins:

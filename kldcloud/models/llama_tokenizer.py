@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from kldcloud.corpus.token_texts import TokenTexts
 from kldcloud.errors import EngineError
 from kldcloud.models.engine import Tokens, Vocabulary
 from kldcloud.models.llama_engine import LlamaOptions, load_model, vocabulary_of
@@ -95,11 +96,27 @@ class LlamaTokenizer:
         # llama.cpp ends the process for a token that the vocabulary has not.
         if not 0 <= token < self.vocabulary.size:
             return ""
-        buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
+        return self._bytes(token).decode(errors="replace")
+
+    def texts(self) -> TokenTexts:
+        """What every token of the vocabulary stands for."""
+        size = self.vocabulary.size
+        special = (llama().llama_vocab_is_control(self._vocab, token) for token in range(size))
+        return TokenTexts(
+            [self._bytes(token) for token in range(size)],
+            np.fromiter(special, np.bool_, size),
+        )
+
+    @cached_property
+    def _buffer(self) -> Any:  # noqa: ANN401 - an array of ctypes
+        return ctypes.create_string_buffer(_LONGEST_PIECE)
+
+    def _bytes(self, token: int) -> bytes:
+        buffer = self._buffer
         length: int = llama().llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
         if length < 0:
             raise EngineError(f"{self._path}: token {token} has no text")
-        return buffer.raw[:length].decode(errors="replace")
+        return ctypes.string_at(buffer, length)
 
 
 @contextmanager
@@ -116,6 +133,17 @@ def open_tokenizer(path: Path) -> Iterator[LlamaTokenizer]:
         yield LlamaTokenizer(path, llama().llama_model_get_vocab(model))
     finally:
         llama().llama_model_free(model)
+
+
+def token_texts(path: Path) -> TokenTexts:
+    """What the tokens of a GGUF's vocabulary stand for.
+
+    Raises:
+        EngineError: if llama.cpp refuses the file.
+        UserError: for a tokenizer that appends EOS.
+    """
+    with open_tokenizer(path) as tokenizer:
+        return tokenizer.texts()
 
 
 def tokenize(path: Path, text: str) -> TokenizedText:

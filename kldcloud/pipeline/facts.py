@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from kldcloud.corpus.token_texts import TOKEN_CLASSES
 from kldcloud.divergence.comparison import compare
 from kldcloud.divergence.estimates import finite
 from kldcloud.divergence.profile import CURVE_SHARES, BinnedMean, Profile
@@ -91,12 +92,21 @@ def comparison_facts(
     }
 
 
-def floor_facts(corpus: str, reduction: Reduction | None, error: str | None) -> dict[str, Any]:
-    """The base against itself on one corpus; the error instead, if that failed."""
+def floor_facts(
+    corpus: str, reduction: Reduction | None, error: str | None, level: float | None = None
+) -> dict[str, Any]:
+    """The base against itself on one corpus; the error instead, if that failed.
+
+    Args:
+        corpus: its name.
+        reduction: what was measured.
+        error: why there is nothing.
+        level: of intervals, where the run may have stopped early; see `Reduction.result`.
+    """
     if reduction is None:
         empty = dict.fromkeys(("mean", "p99.9", "maximum", "same_top"))
         return {"corpus": corpus, "error": error, "tokens": 0, **empty}
-    found = reduction.result()
+    found = reduction.result(level=level)
     return {
         "corpus": corpus,
         "error": None,
@@ -118,6 +128,10 @@ def profile_facts(
         "curve": list(zip(CURVE_SHARES, reduction.kld_curve(CURVE_SHARES), strict=True)),
         "by_position": _bins(profile.by_position()),
         "by_confidence": _bins(profile.by_confidence()),
+        "by_class": [
+            {"name": name, **{key: bin_[key] for key in ("tokens", "mean", "error")}}
+            for name, bin_ in zip(TOKEN_CLASSES, _bins(profile.by_class()), strict=True)
+        ],
     }
 
 

@@ -60,6 +60,9 @@ class SweepPlan:
     def partial_key(self, candidate: str, corpus: str, shard: Shard) -> str:
         return f"{self.prefix}/partials/{candidate}/{corpus}/{shard.label}.parquet"
 
+    def worst_key(self, candidate: str, corpus: str, shard: Shard) -> str:
+        return f"{self.prefix}/worst/{candidate}/{corpus}/{shard.label}.bin"
+
 
 def make_plan(
     prepared: PreparedSweep,

@@ -123,6 +123,11 @@ class PreparedSweep:
             return self.base.header.n_vocab
         return self.base.header.vocabulary_size
 
+    @property
+    def tokenizer(self) -> Path:
+        """A GGUF with the vocabulary that all share."""
+        return self.candidates[0].path if isinstance(self.base, KldBase) else self.base.path
+
 
 @dataclass(frozen=True, slots=True)
 class _Found:

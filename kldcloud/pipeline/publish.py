@@ -14,6 +14,7 @@ from kldcloud.report.html import render_html
 from kldcloud.report.profile_file import parse_profiles
 from kldcloud.report.render import render
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
+from kldcloud.report.worst_file import parse_worst
 from kldcloud.staging.stage import canonical_json
 from kldcloud.store.base import Store
 
@@ -51,9 +52,10 @@ def publish(
     """Write the reports; summary.json last, and only if nothing is missing from it."""
     prefix, data = plan.prefix, reduced.summary
     store.write(f"{prefix}/profile.json", reduced.profile)
+    store.write(f"{prefix}/worst.json", reduced.worst)
     store.write(f"{prefix}/report.md", render(summary, "md").encode())
     store.write(f"{prefix}/report.csv", render(summary, "csv").encode())
-    page = render_html(summary, parse_profiles(reduced.profile))
+    page = render_html(summary, parse_profiles(reduced.profile), parse_worst(reduced.worst))
     store.write(f"{prefix}/report.html", page.encode())
     if partial:
         store.write(f"{prefix}/summary-partial.json", data)

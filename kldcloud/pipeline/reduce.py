@@ -10,6 +10,7 @@ from typing import Any
 
 from kldcloud import __version__
 from kldcloud.corpus.chunks import Shard
+from kldcloud.corpus.token_texts import TOKEN_CLASSES, TokenTexts
 from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.profile import Profile
 from kldcloud.divergence.records import TokenWriter
@@ -26,8 +27,10 @@ from kldcloud.pipeline.facts import (
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
 from kldcloud.pipeline.work import group_name
+from kldcloud.pipeline.worst import WorstFound, read_tops, worst_facts
 from kldcloud.report.profile_file import dump_profiles
 from kldcloud.report.summary_file import SCHEMA, dump_summary
+from kldcloud.report.worst_file import dump_worst
 from kldcloud.spec.job import NOISE_FLOOR
 from kldcloud.store.base import Store
 
@@ -36,20 +39,23 @@ MAX_PARTIAL_BYTES = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """What a run comes to, as the bytes of its two files.
+    """What a run comes to, as the bytes of its files.
 
     Attributes:
         summary: of summary.json.
         profile: of profile.json.
+        worst: of worst.json.
     """
 
     summary: bytes
     profile: bytes
+    worst: bytes
 
 
 def reduce_run(
     store: Store,
     plan: SweepPlan,
+    texts: TokenTexts,
     shards: Mapping[str, Sequence[Shard]],
     failures: Mapping[str, Failure],
     stopped: Mapping[str, Stopped] = NOT_STOPPED,
@@ -59,6 +65,7 @@ def reduce_run(
     Args:
         store: where the partials are.
         plan: the run's.
+        texts: of the base's vocabulary.
         shards: of each corpus by name.
         failures: groups that were given up; they appear as failed.
         stopped: how measuring ended on corpora where it may end early.
@@ -79,17 +86,21 @@ def reduce_run(
                     error = f"{failure.key}: {failure.cause}" if failure else None
                     pieces = read_partials(store, plan, candidate.name, corpus, shards[corpus.name])
                     if candidate.name == NOISE_FLOOR:
-                        found = None if failure else _reduce_one(pieces, corpus, None)[0]
-                        parts.floors.append(floor_facts(corpus.name, found, error))
+                        found = None if failure else _reduce_one(pieces, corpus, texts, None)
+                        floor = found.reduction if found else None
+                        parts.floors.append(floor_facts(corpus.name, floor, error, level))
                         continue
                     result = None
                     if failure is None:
-                        reduction, profile = _reduce_one(pieces, corpus, writer)
-                        measured[candidate.name] = reduction.chunk_means("kld")
+                        one = _reduce_one(pieces, corpus, texts, writer)
+                        measured[candidate.name] = one.reduction.chunk_means("kld")
                         parts.profiles.append(
-                            profile_facts(candidate.name, corpus, reduction, profile)
+                            profile_facts(candidate.name, corpus, one.reduction, one.profile)
                         )
-                        result = reduction.result(level=level).to_json_dict()
+                        parts.worst.append(
+                            _worst(store, plan, candidate.name, corpus, one.worst, texts)
+                        )
+                        result = one.reduction.result(level=level).to_json_dict()
                     parts.results.append(
                         {
                             "candidate": candidate.name,
@@ -106,7 +117,11 @@ def reduce_run(
         if not failures:
             store.write_new_file(f"{plan.prefix}/tokens.parquet", tokens)
     summary = _summary(plan, parts, partial=bool(failures))
-    return Reduced(dump_summary(summary), dump_profiles(plan.run, parts.profiles))
+    return Reduced(
+        dump_summary(summary),
+        dump_profiles(plan.run, parts.profiles),
+        dump_worst(plan.run, parts.worst),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +133,16 @@ class _Parts:
     floors: list[dict[str, Any]] = field(default_factory=list)
     stops: list[dict[str, Any]] = field(default_factory=list)
     profiles: list[dict[str, Any]] = field(default_factory=list)
+    worst: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One candidate on one corpus, all of its partials added."""
+
+    reduction: Reduction
+    profile: Profile
+    worst: WorstFound
 
 
 def read_partials(
@@ -139,16 +164,42 @@ def read_partials(
 
 
 def _reduce_one(
-    partials: Iterator[Partial], corpus: ChunkedCorpus, writer: TokenWriter | None
-) -> tuple[Reduction, Profile]:
-    reduction, profile = Reduction(corpus.count), Profile(corpus.context)
+    partials: Iterator[Partial],
+    corpus: ChunkedCorpus,
+    texts: TokenTexts,
+    writer: TokenWriter | None,
+) -> _Measured:
+    one = _Measured(
+        Reduction(corpus.count),
+        Profile(corpus.context, texts.classes, len(TOKEN_CLASSES)),
+        WorstFound(corpus.shape),
+    )
     for partial in partials:
-        reduction.add(partial)
-        profile.add(partial.records)
+        one.reduction.add(partial)
+        one.profile.add(partial.records)
+        one.worst.add(partial)
         if writer is not None:
             whose = partial.identity
             writer.append(partial.records, candidate=whose.candidate, corpus=whose.corpus)
-    return reduction, profile
+    return one
+
+
+def _worst(
+    store: Store,
+    plan: SweepPlan,
+    candidate: str,
+    corpus: ChunkedCorpus,
+    found: WorstFound,
+    texts: TokenTexts,
+) -> dict[str, Any]:
+    tops = read_tops(
+        store,
+        found,
+        lambda shard: PartialIdentity(plan.run, candidate, corpus.name, shard.first, shard.count),
+        lambda shard: plan.worst_key(candidate, corpus.name, shard),
+    )
+    positions = worst_facts(found, tops, corpus.chunks, texts)
+    return {"candidate": candidate, "corpus": corpus.name, "positions": positions}
 
 
 def _summary(plan: SweepPlan, parts: _Parts, *, partial: bool) -> dict[str, Any]:

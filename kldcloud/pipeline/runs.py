@@ -9,6 +9,8 @@ from kldcloud.errors import KldcloudError, UserError
 from kldcloud.report.profile_file import MAX_PROFILE_BYTES, parse_profiles
 from kldcloud.report.profile_shape import Profiles
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
+from kldcloud.report.worst_file import MAX_WORST_BYTES, parse_worst
+from kldcloud.report.worst_shape import WorstOfRun
 from kldcloud.spec.load import load_job
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
@@ -85,6 +87,14 @@ def read_profiles(found: FoundRun) -> Profiles | None:
     if found.store.size(key) is None:
         return None
     return parse_profiles(found.store.read(key, limit=MAX_PROFILE_BYTES))
+
+
+def read_worst(found: FoundRun) -> WorstOfRun | None:
+    """A run's worst positions; None for a run of an earlier kldcloud, which did not say."""
+    key = f"{found.prefix}/worst.json"
+    if found.store.size(key) is None:
+        return None
+    return parse_worst(found.store.read(key, limit=MAX_WORST_BYTES))
 
 
 def job_bytes(job: object) -> bytes:

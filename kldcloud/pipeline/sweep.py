@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kldcloud.errors import EngineError
 from kldcloud.models.llama_library import llama
+from kldcloud.models.llama_tokenizer import token_texts
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
@@ -132,8 +133,9 @@ def run_sweep(
             session.rest()
             pulse.change(state="reducing", label="reducing", failures=_lines(failures))
             with_failures = {name: failures[name] for name in sorted(failures)}
+            texts = token_texts(prepared.tokenizer)
             reduced = reduce_run(
-                store, measured.plan, measured.shards, with_failures, measured.stopped
+                store, measured.plan, texts, measured.shards, with_failures, measured.stopped
             )
             summary = parse_summary(reduced.summary)
             publish(store, plan, summary, reduced, partial=bool(failures))

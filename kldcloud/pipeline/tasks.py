@@ -66,12 +66,14 @@ class MeasureTask:
     Attributes:
         group: whose failure this is part of.
         key: the object that this task commits.
+        worst_key: where its worst positions go, before that.
         stage: key of the base stage.
         upto: how many of its first chunks are there; None for all.
     """
 
     group: str
     key: str
+    worst_key: str
     shard: Shard
     engine: EngineRef
     stage: str

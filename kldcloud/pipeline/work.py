@@ -60,6 +60,7 @@ def measure_tasks(
         MeasureTask(
             group=group_name(candidate.name, corpus.name),
             key=plan.partial_key(candidate.name, corpus.name, shard),
+            worst_key=plan.worst_key(candidate.name, corpus.name, shard),
             shard=shard,
             engine=engine,
             stage=identity.key,

@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from kldcloud.corpus.chunks import ChunkShape, Tokens
 from kldcloud.divergence.kernel import TokenStatistics, join_statistics, token_statistics
 from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.records import TokenRecords, concatenate
+from kldcloud.divergence.worst import WorstRows, worst_of_chunk, worst_of_piece
+from kldcloud.divergence.worst_file import dump_worst, of_chunks
 from kldcloud.errors import EngineError, FormatError, KldcloudError
 from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.llama_engine import LlamaEngine
@@ -29,6 +31,14 @@ from kldcloud.staging.head import read_head
 from kldcloud.staging.stage import StageIdentity, write_shard
 from kldcloud.staging.stage_reader import StageReader, make_encoding
 from kldcloud.store import open_store
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What one chunk comes to."""
+
+    statistics: TokenStatistics
+    worst: WorstRows
 
 
 class SweepWorker:
@@ -94,7 +104,7 @@ class SweepWorker:
             frame = encoding.encode(output, next_tokens)
             statistics = self._compare(
                 encoding, frame, output.logits, next_tokens, llama_compat=False
-            )
+            ).statistics
             # Its buffer is a chunk of logits, which this worker may never need again.
             self._encoding = None
             return float(statistics.kld.mean())
@@ -124,23 +134,27 @@ class SweepWorker:
                 hint="only models with the base's tokenizer can be compared with it",
             )
         shape = ChunkShape(reader.identity.context)
-        parts = []
+        parts, worst = [], []
         for chunk in task.shard.chunks:
             next_tokens = shape.next_tokens(tokens[chunk])
             logits = engine.evaluate(tokens[chunk]).logits
-            statistics = self._compare(
+            compared = self._compare(
                 reader.encoding,
                 reader.frame(chunk),
                 logits,
                 next_tokens,
                 llama_compat=task.llama_compat,
             )
-            parts.append(_records(statistics, chunk, shape, next_tokens))
+            parts.append(_records(compared.statistics, chunk, shape, next_tokens))
+            worst.append(compared.worst)
             self._pulse.step()
         identity = PartialIdentity(
             task.run, task.candidate, task.corpus, task.shard.first, task.shard.count
         )
         partial = Partial.from_records(concatenate(parts), identity=identity)
+        # First, so that whoever sees the partial finds it too.
+        kept = of_chunks(worst, first=task.shard.first, first_position=shape.first)
+        self._store.write_new(task.worst_key, dump_worst(kept, identity))
         self._store.write_new(task.key, partial.to_bytes())
 
     def _compare(
@@ -151,24 +165,24 @@ class SweepWorker:
         next_tokens: Tokens,
         *,
         llama_compat: bool,
-    ) -> TokenStatistics:
+    ) -> _Compared:
         """A chunk's statistics, the base's rows decoded piece by piece."""
-        parts = []
+        parts, worst = [], []
         at = 0
         for base in encoding.pieces(frame):
             part = slice(at, at + base.rows)
-            parts.append(
-                token_statistics(
-                    base,
-                    logits[part],
-                    next_tokens[part],
-                    threads=self._threads,
-                    llama_compat=llama_compat,
-                    first_row=at,
-                )
+            found = token_statistics(
+                base,
+                logits[part],
+                next_tokens[part],
+                threads=self._threads,
+                llama_compat=llama_compat,
+                first_row=at,
             )
+            parts.append(found)
+            worst.append(worst_of_piece(base, logits[part], next_tokens[part], found, first_row=at))
             at += base.rows
-        return join_statistics(parts)
+        return _Compared(join_statistics(parts), worst_of_chunk(worst))
 
     def _engine_for(self, ref: EngineRef) -> LlamaEngine:
         if self._engine is None or self._engine[0] != ref:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pydantic import ValidationError
-
-from kldcloud.errors import FormatError
-from kldcloud.report.escaping import printable
 from kldcloud.report.profile_shape import Profiles
+from kldcloud.report.side_file import dump_side_file, parse_side_file
 
-SCHEMA: Final = "kldcloud.profile/1"
+SCHEMA: Final = "kldcloud.profile/2"
 MAX_PROFILE_BYTES: Final = 64 * 2**20
-_MARKS: Final = (b",", b":", b"[", b"{")
+_NAME: Final = "profile.json"
 _MOST_MARKS: Final = 4_000_000
-_LONGEST_FIELD: Final = 160
 
 
 def dump_profiles(run: str, profiles: Sequence[Mapping[str, Any]]) -> bytes:
@@ -25,13 +20,8 @@ def dump_profiles(run: str, profiles: Sequence[Mapping[str, Any]]) -> bytes:
     Raises:
         FormatError: they have not the shape that `Profiles` declares.
     """
-    try:
-        checked = Profiles.model_validate(
-            {"schema": SCHEMA, "run": run, "profiles": [dict(each) for each in profiles]}
-        )
-    except ValidationError as error:
-        raise FormatError(f"profile.json: {error.errors()[0]['msg']}") from None
-    return f"{json.dumps(checked.to_json_dict(), ensure_ascii=False, allow_nan=False)}\n".encode()
+    content = {"schema": SCHEMA, "run": run, "profiles": [dict(each) for each in profiles]}
+    return dump_side_file(_NAME, Profiles, content)
 
 
 def parse_profiles(data: bytes) -> Profiles:
@@ -40,13 +30,6 @@ def parse_profiles(data: bytes) -> Profiles:
     Raises:
         FormatError: too large, not JSON, or not what it must be.
     """
-    if len(data) > MAX_PROFILE_BYTES or sum(map(data.count, _MARKS)) > _MOST_MARKS:
-        raise FormatError("profile.json: more than any run has")
-    try:
-        return Profiles.model_validate(json.loads(data.decode()))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = printable(".".join(map(str, first["loc"])), limit=_LONGEST_FIELD)
-        raise FormatError(f"profile.json: {field}: {first['type']}") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError("profile.json: not JSON") from error
+    return parse_side_file(
+        _NAME, Profiles, data, most_bytes=MAX_PROFILE_BYTES, most_marks=_MOST_MARKS
+    )

@@ -30,6 +30,15 @@ class Bin(Part):
     error: Number
 
 
+class TokenClass(Part):
+    """Scored positions whose next token is of one class; `tokens`, `mean`, `error` as in a bin."""
+
+    name: Name
+    tokens: Count
+    mean: Number
+    error: Number
+
+
 class Profile(Part):
     """One candidate on one corpus.
 
@@ -38,6 +47,7 @@ class Profile(Part):
             positions has no more than that.
         by_position: bins over the position in the chunk.
         by_confidence: bins over the base's entropy, so the first is where it is surest.
+        by_class: by what the token that follows begins with; empty in files of earlier versions.
     """
 
     candidate: Name
@@ -45,12 +55,13 @@ class Profile(Part):
     curve: Annotated[tuple[ValueAndError, ...], Field(strict=False, max_length=1000)]
     by_position: Annotated[tuple[Bin, ...], Field(strict=False, max_length=1000)]
     by_confidence: Annotated[tuple[Bin, ...], Field(strict=False, max_length=1000)]
+    by_class: Annotated[tuple[TokenClass, ...], Field(strict=False, max_length=100)] = ()
 
 
 class Profiles(Part):
     """All profiles of a run."""
 
-    schema_id: Literal["kldcloud.profile/1"] = Field(alias="schema")
+    schema_id: Literal["kldcloud.profile/1", "kldcloud.profile/2"] = Field(alias="schema")
     run: Name
     profiles: Annotated[tuple[Profile, ...], Field(strict=False)]
 

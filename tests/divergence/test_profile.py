@@ -14,10 +14,12 @@ from kldcloud.divergence.profile import CURVE_SHARES, ENTROPY_EDGES, BinnedMean,
 from kldcloud.divergence.records import TokenRecords
 
 CONTEXT = 64
+CLASSES = np.arange(50, dtype=np.int8) % 3
+"""Of the tokens that synthetic records have."""
 
 
 def profile(source: TokenRecords, shard: int = 100) -> Profile:
-    found = Profile(CONTEXT)
+    found = Profile(CONTEXT, CLASSES, 4)
     for start in range(0, int(source.chunk.max()) + 1, shard):
         found.add(source.select((source.chunk >= start) & (source.chunk < start + shard)))
     return found
@@ -54,6 +56,22 @@ def test_each_bin_of_confidence_is_about_the_bases_entropy() -> None:
     assert sum(each.tokens for each in bins) == len(source)
 
 
+def test_each_class_is_about_the_token_that_follows() -> None:
+    source = records(40, seed=4)
+    found = profile(source).by_class()
+    assert len(found) == 4
+    for at, each in enumerate(found[:3]):
+        check(each, source, source.token % 3 == at)
+    assert found[3].tokens == 0
+    assert math.isnan(found[3].mean)
+
+
+def test_a_token_beyond_the_vocabulary_counts_as_its_last() -> None:
+    source = records(2)
+    beyond = replace(source, token=np.full(len(source), 1 << 30, np.int32))
+    assert [each.tokens for each in profile(beyond).by_class()] == [0, len(source), 0, 0]
+
+
 def test_a_bin_that_only_some_chunks_reach_counts_those_alone() -> None:
     source = records(6)
     entropy = np.where(source.chunk < 3, 0.01, 9.0)
@@ -86,7 +104,7 @@ def test_an_entropy_that_rounding_left_below_zero_is_in_the_first_bin() -> None:
 
 
 def test_a_short_chunk_has_as_many_bins_as_positions() -> None:
-    found = Profile(8)
+    found = Profile(8, CLASSES, 4)
     source = records(3, rows=3)
     found.add(replace(source, position=source.position + np.int32(1)))
     assert [each.low for each in found.by_position()] == [4.0, 5.0, 6.0]
@@ -94,7 +112,7 @@ def test_a_short_chunk_has_as_many_bins_as_positions() -> None:
 
 
 def test_nothing_is_no_profile_and_no_error() -> None:
-    found = Profile(CONTEXT)
+    found = Profile(CONTEXT, CLASSES, 4)
     found.add(records(1).select(slice(0, 0)))
     assert {each.tokens for each in found.by_position()} == {0}
 

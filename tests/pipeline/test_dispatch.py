@@ -93,7 +93,9 @@ class ScriptedActors(RayActors):
 def tasks(group: str, *keys: str) -> list[Task]:
     """Tasks of one group; what a key ends in, after its hyphen, is what happens to it."""
     return [
-        MeasureTask(group, key, Shard(at, 1), ENGINE, "stage", "run", group, "text", False)
+        MeasureTask(
+            group, key, f"{key}.bin", Shard(at, 1), ENGINE, "stage", "run", group, "text", False
+        )
         for at, key in enumerate(keys)
     ]
 

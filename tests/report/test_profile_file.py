@@ -17,6 +17,7 @@ PROFILE = {
     "curve": [[0.5, 0.01], [1.0, 2.5]],
     "by_position": [BIN],
     "by_confidence": [BIN, {**BIN, "tokens": 0, "mean": None}],
+    "by_class": [{"name": "letters", "tokens": 3, "mean": 0.1, "error": None}],
 }
 
 
@@ -28,7 +29,7 @@ def changed(**fields: Any) -> bytes:
 def test_profiles_survive_writing_and_reading() -> None:
     data = dump_profiles("run-1", [PROFILE])
     assert json.loads(data) == {
-        "schema": "kldcloud.profile/1",
+        "schema": "kldcloud.profile/2",
         "run": "run-1",
         "profiles": [PROFILE],
     }
@@ -47,7 +48,7 @@ def test_profiles_survive_writing_and_reading() -> None:
         b"[" * 100_000,
         b" " * (MAX_PROFILE_BYTES + 1),
         b"[" + b"1," * 4_000_000 + b"1]",
-        changed(schema="kldcloud.profile/2"),
+        changed(schema="kldcloud.profile/3"),
         changed(profiles=[{**PROFILE, "curve": [[0.5, "0.01"]]}]),
         changed(profiles=[{**PROFILE, "curve": [[0.5, 0.1]] * 1001}]),
         changed(profiles=[{**PROFILE, "by_position": [{**BIN, "tokens": -1}]}]),
@@ -59,6 +60,12 @@ def test_anything_else_is_refused_in_one_line(data: bytes) -> None:
         parse_profiles(data)
     assert str(caught.value).startswith("profile.json: ")
     assert str(caught.value).isprintable()
+
+
+def test_a_file_of_the_first_version_is_read() -> None:
+    earlier = {key: value for key, value in PROFILE.items() if key != "by_class"}
+    found = parse_profiles(changed(schema="kldcloud.profile/1", profiles=[earlier]))
+    assert found.profiles[0].by_class == ()
 
 
 def test_a_number_that_json_does_not_know_is_not_written() -> None:

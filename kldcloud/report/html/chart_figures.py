@@ -17,6 +17,7 @@ _HEADINGS: Final = {
     "distribution": "Distribution",
     "position": "By position in the chunk",
     "confidence": "By the base's confidence",
+    "class": "By kind of token",
 }
 _CAPTIONS: Final = {
     "distribution": (
@@ -30,6 +31,10 @@ _CAPTIONS: Final = {
     "confidence": (
         "Mean KL divergence of positions by the entropy of the base's distribution: at the left"
         " it is sure of the next token. Bars are one standard error, cluster-robust by chunk."
+    ),
+    "class": (
+        "Mean KL divergence of positions by what the token that follows begins with. Bars are one"
+        " standard error, cluster-robust by chunk."
     ),
 }
 _SIZE_CAPTION: Final = (

@@ -1,4 +1,4 @@
-// What report.html does in a browser: draws its charts, sorts and searches its tables, goes dark.
+// What report.html does in a browser: draws charts, sorts tables, lists positions, goes dark.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -68,6 +68,71 @@
       const shown = rows.filter((row) => !row.hidden).length;
       count.textContent = wanted ? `${shown} of ${rows.length}` : "";
     });
+  }
+
+  // Worst positions
+
+  const worst = read("worst");
+  const AT_ONCE = 10;
+  const made = (tag, className, ...content) => {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    element.append(...content);
+    return element;
+  };
+  // What is invisible or turns text around is written out; a line's end is a sign, not a break.
+  const visible = (text) =>
+    text.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/[\p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}]/gu,
+      (char) => `\\u${char.codePointAt(0).toString(16).padStart(4, "0")}`);
+  const percent = (share) => {
+    const shown = 100 * share;
+    return `${shown >= 0.1 || shown === 0 ? shown.toFixed(1) : shown.toPrecision(2)}\u00a0%`;
+  };
+  const heat = (kld) => worst.heat.filter((low) => kld >= low).length;
+  function token([text, kld]) {
+    const level = kld === null ? 0 : heat(kld);
+    const shown = made("span", level ? `heat-${level}` : "", visible(text));
+    if (kld !== null) shown.title = `${kld} nats`;
+    return shown;
+  }
+  function guesses(name, list, right) {
+    const rows = list.map(([text, share]) => {
+      const row = made("tr", text === right ? "right" : "");
+      row.append(made("td", "", made("bdi", "token", visible(text))), made("td", "", percent(share)));
+      return row;
+    });
+    return made("table", "guesses", made("caption", "", name), made("tbody", "", ...rows));
+  }
+  function position(each) {
+    const next = made("mark", "", visible(each.token));
+    const text = made("bdi", "text", ...each.before.map(token), next, ...each.after.map(token));
+    const facts = `chunk ${each.chunk}, position ${each.position}: KLD ${each.kld.toFixed(3)} nats, `
+      + `entropy of the base ${each.entropy_base.toFixed(2)}; the marked token: `
+      + `base ${percent(each.probability_base)}, candidate ${percent(each.probability)}`;
+    const item = made("li", "", text, made("p", "facts", facts));
+    if (each.top.length) {
+      item.append(made("div", "both", guesses("base", each.top_base, each.token),
+        guesses("candidate", each.top, each.token)));
+    }
+    return item;
+  }
+  for (const choice of every("select[data-worst]")) {
+    const list = document.getElementById(`worst-${choice.dataset.worst}`);
+    const more = document.querySelector(`button[data-more="${choice.dataset.worst}"]`);
+    const extend = () => {
+      const { positions } = worst.worst[choice.value];
+      const shown = list.children.length;
+      list.append(...positions.slice(shown, shown + AT_ONCE).map(position));
+      more.hidden = list.children.length >= positions.length;
+    };
+    const show = () => {
+      list.replaceChildren();
+      extend();
+    };
+    choice.selectedIndex = 0; // browsers remember a choice over a reload
+    choice.addEventListener("change", show);
+    more.addEventListener("click", extend);
+    show();
   }
 
   // Charts

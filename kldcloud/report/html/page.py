@@ -19,32 +19,38 @@ from kldcloud.report.html.page_charts import PageCharts, page_charts
 from kldcloud.report.html.provenance import provenance
 from kldcloud.report.html.table_rows import macro_table, result_table
 from kldcloud.report.html.verdicts import ranking, verdict_list
+from kldcloud.report.html.worst_section import worst_frame, worst_on_page
 from kldcloud.report.profile_shape import Profiles
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import CorpusTable, corpus_tables
+from kldcloud.report.worst_shape import WorstOfRun
 
 _NAME_SHOWN: Final = 120
 
 
-def render_html(summary: Summary, profiles: Profiles | None = None) -> str:
+def render_html(
+    summary: Summary, profiles: Profiles | None = None, worst: WorstOfRun | None = None
+) -> str:
     """Write a run's report as one HTML file that needs no network.
 
     Args:
         summary: the run.
         profiles: where its divergence lies; without them, those charts are left out.
+        worst: its worst positions; without them, they are left out.
 
     Returns:
         The page; the same arguments give the same text, of one version of the chart library.
 
     Raises:
-        FormatError: the profiles are of another run.
+        FormatError: the profiles or the worst positions are of another run.
     """
-    if profiles is not None and profiles.run != summary.run:
-        raise FormatError(
-            f"the profiles are of run {printable(profiles.run, limit=_NAME_SHOWN)},"
-            f" not {printable(summary.run, limit=_NAME_SHOWN)}"
-        )
+    for what, run in (("profiles", profiles), ("worst positions", worst)):
+        if run is not None and run.run != summary.run:
+            raise FormatError(
+                f"the {what} are of run {printable(run.run, limit=_NAME_SHOWN)},"
+                f" not {printable(summary.run, limit=_NAME_SHOWN)}"
+            )
     charts = page_charts(summary, profiles)
     style = _file("page.css")
     # About 900 kB, nearly all of a small run's page.
@@ -52,10 +58,11 @@ def render_html(summary: Summary, profiles: Profiles | None = None) -> str:
     body = joined(
         [
             _header(summary),
-            element("main", *_main(summary, charts)),
+            element("main", *_main(summary, charts, worst)),
             _footer(summary),
             data_block(summary.to_json_dict(), id="summary"),
             data_block(profiles.to_json_dict(), id="profiles") if profiles else None,
+            data_block(worst_on_page(worst), id="worst") if worst else None,
             data_block(charts.to_json_dict(), id="charts"),
             script(library, id="library"),
             script(behaviour, id="behaviour"),
@@ -126,13 +133,14 @@ def _header(summary: Summary) -> Html:
     )
 
 
-def _main(summary: Summary, charts: PageCharts) -> Iterator[Html]:
+def _main(summary: Summary, charts: PageCharts, worst: WorstOfRun | None) -> Iterator[Html]:
     tables = corpus_tables(summary)
     yield element("section", *_summary(summary, tables), id="results", aria_labelledby="in-short")
     for place, table in enumerate(tables):
         yield element(
             "section",
             *_corpus(summary, table, place, charts),
+            worst_frame(worst, table.corpus.name, place=place) if worst else None,
             id=f"corpus-{place}",
             aria_labelledby=f"heading-{place}",
         )

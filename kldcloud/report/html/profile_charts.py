@@ -1,4 +1,4 @@
-"""Where on the text divergence lies, as Vega-Lite charts: distribution, position, confidence.
+"""Where on the text divergence lies, as Vega-Lite charts: distribution, position and so on.
 
 The charts hold no measurements, so that every number stands once in a page: page.js hands them the
 run's profiles as the data set `profiles`, each with what charts call its candidate as `shown`.
@@ -10,23 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from kldcloud.report.html.chart_style import (
-    COLOURS,
-    PLAIN_NUMBER,
-    SHAPES,
-    Domain,
-    Layout,
-    chart,
-    log_ticks,
-    padded_log,
+from kldcloud.report.html.chart_layers import (
+    MOST_DECADES,
+    ONE_LEGEND,
+    axes,
+    common,
+    domain_with_errors,
+    layers,
 )
+from kldcloud.report.html.chart_style import Layout, chart, padded_log
+from kldcloud.report.html.class_chart import CLASS_WORDS, class_chart
 from kldcloud.report.html.curves import Curve
 from kldcloud.report.profile_shape import Bin, Profile
 
 _LEAST_SHARE: Final = 0.2  # what lies below this share of the positions does not stretch the axis
-_MOST_DECADES: Final = 6.0
-_DEEPEST_ERROR: Final = 3
-_SHAPES_ON_A_LINE: Final = 9
 
 
 def distribution_chart(
@@ -47,7 +44,7 @@ def distribution_chart(
         return None
     largest = max(value for _, value in heights)
     within = [value for share, value in heights if share >= _LEAST_SHARE] or [largest]
-    domain = padded_log(max(min(within), largest / 10**_MOST_DECADES), largest, 0.04)
+    domain = padded_log(max(min(within), largest / 10**MOST_DECADES), largest, 0.04)
     rarest = 1 - max(shares)
     marks = [mark for mark in _RARITIES if mark >= rarest * (1 - _ROUNDING)]
     transform = [
@@ -73,10 +70,10 @@ def distribution_chart(
         layout,
         _description("distribution", curves),
         data={"name": "profiles"},
-        transform=[{"flatten": ["curve"]}, *transform, *_common("share")],
-        encoding=_axes(across, "KLD not exceeded, nats", domain, layout),
-        layer=_layers(curves, layout, errors=False),
-        resolve=_ONE_LEGEND,
+        transform=[{"flatten": ["curve"]}, *transform, *common("share")],
+        encoding=axes(across, "KLD not exceeded, nats", domain, layout),
+        layer=layers(curves, layout, errors=False),
+        resolve=ONE_LEGEND,
     )
 
 
@@ -114,6 +111,7 @@ PROFILE_CHARTS: Final[Mapping[str, Draw]] = MappingProxyType(
         "distribution": distribution_chart,
         "position": position_chart,
         "confidence": confidence_chart,
+        "class": class_chart,
     }
 )
 
@@ -122,6 +120,7 @@ PROFILE_WORDS: Final[Mapping[str, str]] = MappingProxyType(
         "distribution": "KLD distribution",
         "position": "KLD by position in the chunk",
         "confidence": "KLD by the base's confidence",
+        "class": CLASS_WORDS,
     }
 )
 
@@ -143,7 +142,7 @@ def _binned(
     ]
     if not known:
         return None
-    domain = _domain_with_errors(known)
+    domain = domain_with_errors(known)
     field = f"by_{kind}"
     part = f"datum.{field}"
     transform = [
@@ -185,107 +184,11 @@ def _binned(
         layout,
         _description(kind, curves),
         data={"name": "profiles"},
-        transform=[{"flatten": [field]}, *transform, *_common("across")],
-        encoding=_axes(across, "mean KLD, nats a token", domain, layout),
-        layer=_layers(curves, layout, errors=True),
-        resolve=_ONE_LEGEND,
+        transform=[{"flatten": [field]}, *transform, *common("across")],
+        encoding=axes(across, "mean KLD, nats a token", domain, layout),
+        layer=layers(curves, layout, errors=True),
+        resolve=ONE_LEGEND,
     )
-
-
-def _domain_with_errors(known: Sequence[tuple[float, float]]) -> Domain:
-    """Room for every mean, and for errors unless they come close to a logarithm's depths."""
-    least, largest = min(mean for mean, _ in known), max(mean for mean, _ in known)
-    low = max(min(mean - error for mean, error in known), least / _DEEPEST_ERROR)
-    high = max(mean + error for mean, error in known)
-    return padded_log(max(low, largest / 10**_MOST_DECADES), high)
-
-
-def _common(order: str) -> list[dict[str, Any]]:
-    """What people hear of a point, and which points of a line carry its shape."""
-    return [
-        {
-            "window": [{"op": "row_number", "as": "at"}],
-            "sort": [{"field": order}],
-            "groupby": ["shown"],
-        },
-        {"joinaggregate": [{"op": "count", "as": "many"}], "groupby": ["shown"]},
-        {
-            "calculate": "datum.shown + ', ' + datum.where + ': ' + datum.told",
-            "as": "spoken",
-        },
-        {
-            "calculate": f"(datum.at - 1) % ceil(datum.many / {_SHAPES_ON_A_LINE}) === 0",
-            "as": "marked",
-        },
-    ]
-
-
-def _axes(
-    across: Mapping[str, Any], upwards: str, domain: Domain, layout: Layout
-) -> dict[str, Any]:
-    return {
-        "x": across,
-        "y": {
-            "field": "kld",
-            "type": "quantitative",
-            "scale": {"type": "log", "domain": domain.as_list(), "nice": False},
-            "axis": {
-                "title": upwards,
-                "values": log_ticks(domain, layout.ticks + 2),
-                "labelExpr": PLAIN_NUMBER,
-            },
-        },
-    }
-
-
-def _layers(curves: Sequence[Curve], layout: Layout, *, errors: bool) -> list[dict[str, Any]]:
-    """Lines with points on them, whose colours and shapes one legend explains.
-
-    page.js gives `color` and `shape` the names of those that a reader chooses.
-    """
-    names = [curve.shown for curve in curves]
-    legend = {"title": None, "columns": layout.legend_columns, "symbolOpacity": 1}
-    colour = {
-        "field": "shown",
-        "type": "nominal",
-        "scale": {"domain": names, "range": list(COLOURS[: len(curves)])},
-    }
-    shape = {
-        **colour,
-        "scale": {"domain": names, "range": list(SHAPES[: len(curves)])},
-        "legend": legend,
-    }
-    bars = {
-        "name": "errors",
-        "transform": [{"filter": "datum.error !== null"}],
-        "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.45, "clip": True, "aria": False},
-        "encoding": {
-            "y": {"field": "least"},
-            "y2": {"field": "most"},
-            "color": {**colour, "legend": None},
-        },
-    }
-    lines = {
-        "name": "lines",
-        "mark": {"type": "line", "strokeWidth": 1.8, "clip": True, "tooltip": None, "aria": False},
-        "encoding": {"color": {**colour, "legend": None}},
-    }
-    points = {
-        "name": "points",
-        "transform": [{"filter": "datum.marked"}],
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "clip": True},
-        "encoding": {
-            "color": {**colour, "legend": legend},
-            "shape": shape,
-            "description": {"field": "spoken"},
-            "tooltip": [
-                {"field": "shown", "title": "candidate"},
-                {"field": "where", "title": "where"},
-                {"field": "told", "title": "KLD"},
-            ],
-        },
-    }
-    return [bars, lines, points] if errors else [lines, points]
 
 
 def _description(kind: str, curves: Sequence[Curve]) -> str:
@@ -296,5 +199,3 @@ def _description(kind: str, curves: Sequence[Curve]) -> str:
 # The share of positions that exceed a value, where an axis says something.
 _RARITIES: Final = (1.0, 0.5, 0.1, 0.01, 0.001, 1e-4, 1e-5, 1e-6, 1e-7)
 _ROUNDING: Final = 1e-6
-# Only the points' legend shows colour and shape together.
-_ONE_LEGEND: Final = {"legend": {"color": "independent", "shape": "independent"}}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kldcloud.divergence.comparison import compare
 from kldcloud.report.profile_shape import Profiles
 from kldcloud.report.summary_file import Summary
+from kldcloud.report.worst_shape import WorstOfRun
 from tests.report.summaries import (
     CHANGE_QUANTILES,
     QUANTILES,
@@ -182,7 +183,7 @@ def realistic_profiles() -> Profiles:
     """What `draws` come to, cut into bins."""
     return Profiles.model_validate(
         {
-            "schema": "kldcloud.profile/1",
+            "schema": "kldcloud.profile/2",
             "run": realistic_dict()["run"],
             "profiles": [
                 {
@@ -191,12 +192,53 @@ def realistic_profiles() -> Profiles:
                     "curve": curve(draws(name, corpus).kld),
                     "by_position": by_position(draws(name, corpus).kld),
                     "by_confidence": by_confidence(draws(name, corpus)),
+                    "by_class": by_class(draws(name, corpus).kld),
                 }
                 for corpus in CORPORA
                 for name in SIZES
             ],
         }
     )
+
+
+def realistic_worst() -> WorstOfRun:
+    """The largest of `draws`, with a text that was made up around them."""
+    return WorstOfRun.model_validate(
+        {
+            "schema": "kldcloud.worst/1",
+            "run": realistic_dict()["run"],
+            "worst": [
+                {"candidate": name, "corpus": corpus, "positions": worst(draws(name, corpus))}
+                for corpus in CORPORA
+                for name in SIZES
+            ],
+        }
+    )
+
+
+def worst(drawn: Draws, many: int = 60) -> list[dict[str, Any]]:
+    flat = np.argsort(-drawn.kld, axis=None, kind="stable")[:many]
+    words = [" the", " quick", "\n", "\u202e", " brown", " fox"]
+    found = []
+    for rank, (chunk, row) in enumerate(zip(*np.unravel_index(flat, drawn.kld.shape), strict=True)):
+        nearby = drawn.kld[chunk, max(row - 6, 0) : row]
+        before = [[words[at % len(words)], float(kld)] for at, kld in enumerate(nearby)]
+        found.append(
+            {
+                "chunk": int(chunk),
+                "position": int(CONTEXT - ROWS + row),
+                "kld": float(drawn.kld[chunk, row]),
+                "entropy_base": float(drawn.entropy[chunk, row]),
+                "token": f" word{rank}",
+                "probability_base": 0.75,
+                "probability": 0.00012,
+                "before": [["<s>", None], *before],
+                "after": [[" and", 0.02], [" so", 0.7]],
+                "top_base": [[f" word{rank}", 0.75], [" dog", 0.1], ["\\xe2", 0.05]],
+                "top": [[" cat", 0.5], [" dog", 0.2], ["\n", 0.0]],
+            }
+        )
+    return found
 
 
 def curve(kld: Floats) -> list[list[float]]:
@@ -222,6 +264,15 @@ def by_confidence(drawn: Draws, bins: int = 12) -> list[dict[str, Any]]:
         found.append(
             binned(edges[at], None if last else edges[at + 1], np.where(inside, drawn.kld, np.nan))
         )
+    return found
+
+
+def by_class(kld: Floats) -> list[dict[str, Any]]:
+    names = ("space and letters", "letters", "digits", "punctuation", "white space", "special")
+    found = []
+    for at, name in enumerate(names):
+        one = binned(at, at + 1, kld[:, at :: len(names)])
+        found.append({"name": name, **{key: one[key] for key in ("tokens", "mean", "error")}})
     return found
 
 

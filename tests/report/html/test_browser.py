@@ -15,17 +15,18 @@ import pytest
 from kldcloud.report.html import render_html
 from kldcloud.report.profile_shape import Profiles
 from kldcloud.report.summary_file import parse_summary
+from kldcloud.report.worst_shape import WorstOfRun
 from tests.report.summaries import as_summary, candidate, measured, rename, result
 
 from .browser import MISSING, Browser, browser
-from .realistic import CORPORA, SIZES, realistic_dict, realistic_profiles
+from .realistic import CORPORA, SIZES, realistic_dict, realistic_profiles, realistic_worst
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 HOSTILE = (
     "</script><img src=x onerror='window.hurt=1'><b>\u202e\u05e9\u05dc\u05d5\u05dd" + "w" * 300
 )
-CHARTS = 4 * len(CORPORA)
+CHARTS = 5 * len(CORPORA)
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +37,28 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return render_html(as_summary(realistic_dict(failing=True)), realistic_profiles())
+    summary = as_summary(realistic_dict(failing=True))
+    return render_html(summary, realistic_profiles(), realistic_worst())
 
 
 @pytest.fixture(scope="module")
 def hostile() -> str:
     shape = realistic_dict(failing=True)
-    profiles = realistic_profiles().to_json_dict()
+    profiles, worst = realistic_profiles().to_json_dict(), realistic_worst().to_json_dict()
     for old, new in (("Q8_0", HOSTILE), ("Q2_K", "__proto__"), ("Q5_K_M", "constructor")):
         rename(shape, old, new)
-        for each in profiles["profiles"]:
+        for each in (*profiles["profiles"], *worst["worst"]):
             each["candidate"] = new if each["candidate"] == old else each["candidate"]
     rename(shape, "wikitext-2", f"text {HOSTILE}")
-    for each in profiles["profiles"]:
+    for each in (*profiles["profiles"], *worst["worst"]):
         each["corpus"] = f"text {HOSTILE}" if each["corpus"] == "wikitext-2" else each["corpus"]
+    for each in worst["worst"][0]["positions"]:
+        each["token"] = each["before"][0][0] = each["top"][0][0] = HOSTILE
     shape["name"] = shape["base"]["name"] = shape["engine"]["version"] = HOSTILE
     shape["results"][-1]["error"] = HOSTILE
-    return render_html(as_summary(shape), Profiles.model_validate(profiles))
+    return render_html(
+        as_summary(shape), Profiles.model_validate(profiles), WorstOfRun.model_validate(worst)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -462,3 +468,81 @@ def test_data_of_the_crowd_is_whole(chromium: Browser, crowd: str) -> None:
     chromium.show(crowd)
     held: Any = json.loads(chromium.texts("#profiles")[0])
     assert len(held["profiles"]) == 200
+
+
+# Worst positions
+
+
+def test_the_worst_positions_of_the_chosen_candidate_are_listed(
+    chromium: Browser, page: str
+) -> None:
+    chromium.show(page)
+    told = realistic_worst().worst
+    at = {(each.candidate, each.corpus): place for place, each in enumerate(told)}
+    assert len(chromium.every("#worst-0 > li")) == 10
+    first = told[0].positions
+    assert chromium.texts("#worst-0 mark") == [each.token for each in first[:10]]
+    assert f"KLD {first[0].kld:.3f} nats" in chromium.texts("#worst-0 .facts")[0]
+    assert chromium.texts("#worst-0 li:first-child .guesses td")[:2] == [" word0", "75.0\u00a0%"]
+    assert chromium.texts("#worst-0 li:first-child .right")[0].startswith(" word0")
+
+    for more in range(2, 6):
+        chromium.click("button[data-more='0']")
+        assert len(chromium.every("#worst-0 > li")) == 10 * more
+    # The file has sixty; fifty stand in the page.
+    assert not chromium.one("button[data-more='0']").is_displayed()
+
+    other = at["Q2_K", "wikitext-2"]
+    chromium.run(
+        "const box = document.querySelector('select[data-worst]'); box.value = arguments[0];"
+        "box.dispatchEvent(new Event('change'))",
+        str(other),
+    )
+    assert len(chromium.every("#worst-0 > li")) == 10
+    assert f"KLD {told[other].positions[0].kld:.3f} nats" in chromium.texts("#worst-0 .facts")[0]
+    assert chromium.one("button[data-more='0']").is_displayed()
+    assert chromium.console() == []
+
+
+def test_tokens_have_the_colour_of_their_divergence_and_hide_nothing(
+    chromium: Browser, page: str
+) -> None:
+    chromium.show(page)
+    levels = (0.01, 0.1, 0.5, 1.0, 3.0)
+    for entry, position in zip(
+        chromium.every("#worst-0 > li"), realistic_worst().worst[0].positions, strict=False
+    ):
+        spans = chromium.run(
+            "return [...arguments[0].querySelectorAll('.text > span')]"
+            ".map(each => [each.className, each.textContent])",
+            entry,
+        )
+        around = (*position.before, *position.after)
+        wanted = [
+            sum(kld >= level for level in levels) if kld is not None else 0 for _, kld in around
+        ]
+        assert [name for name, _ in spans] == [f"heat-{level}" if level else "" for level in wanted]
+        assert not any("\n" in shown or "\u202e" in shown for _, shown in spans)
+    shades = [chromium.style(f".legend .heat-{level}", "backgroundColor") for level in range(1, 6)]
+    assert len(set(shades)) == 5
+    whole = "".join(chromium.texts("#worst-0 .text"))
+    assert "\u23ce" in whole
+    assert "\\u202e" in whole
+
+
+def test_strange_tokens_stay_text(chromium: Browser, hostile: str) -> None:
+    chromium.show(hostile)
+    assert chromium.run("return window.hurt === undefined")
+    assert chromium.texts("#worst-0 mark")[0].startswith("</script><img src=x")
+    assert "\u202e" not in "".join(chromium.texts("#worst-0"))
+    assert chromium.every("#worst-0 img") == []
+    assert chromium.console() == []
+
+
+def test_a_phone_shows_the_worst_positions_without_scrolling_sideways(
+    chromium: Browser, page: str
+) -> None:
+    chromium.show(page, width=360)
+    wide = chromium.run("return document.documentElement.scrollWidth")
+    assert wide <= 360
+    assert len(chromium.every("#worst-1 > li")) == 10

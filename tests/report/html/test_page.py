@@ -27,7 +27,14 @@ from tests.report.summaries import as_summary, rename, summary_dict
 from tests.report.test_corpus_notes import floor, stop
 
 from .documents import Node, data, read
-from .realistic import CORPORA, SIZES, realistic_dict, realistic_profiles, realistic_summary
+from .realistic import (
+    CORPORA,
+    SIZES,
+    realistic_dict,
+    realistic_profiles,
+    realistic_summary,
+    realistic_worst,
+)
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--\u202e" + "\u05e9\u05dc\u05d5\u05dd" * 20
 REPOSITORY = Path(__file__).parents[3]
@@ -82,7 +89,8 @@ def test_every_corpus_has_a_section_with_its_plots_and_its_table(document: Node)
         assert section.one("h2").text == f"On {name}"
         assert len(section.every("table", class_="results")) == 1
         assert [figure.one("div").attributes["id"] for figure in section.every("figure")] == [
-            f"{kind}-{place}" for kind in ("size", "distribution", "position", "confidence")
+            f"{kind}-{place}"
+            for kind in ("size", "distribution", "position", "confidence", "class")
         ]
 
 
@@ -119,7 +127,7 @@ def test_tables_have_captions_and_headings_with_a_scope(document: Node) -> None:
 
 def test_every_chart_has_words_for_those_who_do_not_see_it(document: Node) -> None:
     charts = data(document, "charts")["charts"]
-    assert len(charts) == 4 * len(CORPORA)
+    assert len(charts) == 5 * len(CORPORA)
     for chart in charts.values():
         for layouts in chart["modes"].values():
             for drawn in layouts.values():
@@ -265,6 +273,30 @@ def test_nothing_measured_is_a_page_too() -> None:
     ] * 2
     shape.update(candidates=[], corpora=[])
     assert read(render_html(as_summary(shape))).one("h1").text.startswith("KL divergence")
+
+
+def test_fifty_worst_positions_of_each_candidate_are_in_it_exactly() -> None:
+    whole = realistic_worst()
+    document = read(render_html(realistic_summary(), None, whole))
+    kept = data(document, "worst")
+    assert kept["heat"] == [0.01, 0.1, 0.5, 1.0, 3.0]
+    for one, every in zip(kept["worst"], whole.to_json_dict()["worst"], strict=True):
+        assert len(every["positions"]) == 60
+        assert one == {**every, "positions": every["positions"][:50]}
+    for place in range(len(CORPORA)):
+        section = document.one("section", id=f"corpus-{place}")
+        names = [each.text for each in section.one("select").every("option")]
+        assert names == list(SIZES)
+
+
+def test_without_worst_positions_nothing_speaks_of_them(document: Node) -> None:
+    assert document.every("script", id="worst") == []
+    assert document.every("select") == []
+
+
+def test_worst_positions_of_another_run_are_refused() -> None:
+    with pytest.raises(FormatError, match="worst positions are of run"):
+        render_html(as_summary(summary_dict()), None, realistic_worst())
 
 
 def test_long_tables_can_be_searched() -> None:
