@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +27,10 @@ import torch
 
 from kldcloud.errors import EngineError, FormatError, UserError
 from kldcloud.qad.formats.blocks import BLOCK_TYPES, F4, I8, U8, BlockType, Scales
+from kldcloud.qad.formats.straight_through import straight_through
 
 _CODES_AT_ONCE = 1 << 22
 """How many weights are unpacked together: tens of megabytes, whatever the tensor's size."""
-
-
-class StudentFormat(Protocol):
-    """What the trainer needs of a format: the weights that the exported file will have."""
-
-    def fake_quantize(self, w: torch.Tensor) -> torch.Tensor:
-        """Round `w` to what its export dequantises to; the gradient passes straight through."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +68,6 @@ class _FrozenScales:
         if self.base is None:
             return codes.mul_(self.step)
         return torch.addcmul(self.base, codes, self.step, out=codes)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The grid's value forward, the identity backward.
-
-    The gradient also passes where `w` lies beyond the grid's ends: a frozen grid has no scale that
-    could learn to reach it, and a weight that received no gradient there could never come back.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, w: torch.Tensor, grid: Grid
-    ) -> torch.Tensor:
-        ctx.latent_dtype = w.dtype  # type: ignore[attr-defined]
-        scales = grid.scales
-        return scales.values(scales.nearest(w, grid.kind)).view(w.shape)
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, *grad_outputs: torch.Tensor
-    ) -> tuple[torch.Tensor, None]:
-        return grad_outputs[0].to(ctx.latent_dtype), None  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,8 +173,7 @@ class Grid:
             whatever the type of `w`; "nearest" holds up to its rounding.
         """
         self._check(w)
-        values: torch.Tensor = _StraightThrough.apply(w, self)  # type: ignore[no-untyped-call]
-        return values
+        return straight_through(w, self._nearest_values)
 
     def codes(self, w: torch.Tensor) -> torch.Tensor:
         """The codes of the values that `fake_quantize` gives, int8 ``[rows, columns]``.
@@ -253,6 +223,9 @@ class Grid:
             same = _values(scales, old) == _values(scales, new)
             self.kind.write_codes(blocks, np.where(same, old, new))
         return packed.reshape(-1)
+
+    def _nearest_values(self, w: torch.Tensor) -> torch.Tensor:
+        return self.scales.values(self.scales.nearest(w, self.kind)).view(self.shape)
 
     def _check(self, w: torch.Tensor) -> None:
         if tuple(w.shape) != self.shape:
