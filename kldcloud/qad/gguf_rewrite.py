@@ -57,12 +57,13 @@ def rewrite_gguf(
         StoreError: `target` cannot be written, such as on a full disk.
     """
     header = read_gguf_header(source)
-    if target.exists() and target.samefile(source):
-        raise UserError(f"{target}: is the init file itself", hint="export to another path")
+    with _written(target):
+        if target.exists() and target.samefile(source):
+            raise UserError(f"{target}: is the init file itself", hint="export to another path")
+        target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with _written(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, part)
         if part.stat().st_size != header.file_bytes:
             raise FormatError(f"{source}: changed while it was copied", hint="export again")
@@ -73,7 +74,8 @@ def rewrite_gguf(
             part.replace(target)
             _sync(target.parent)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def verify_export(path: Path, expected: Iterable[tuple[str, F4]]) -> int:

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kldcloud.errors import EngineError, FormatError, UserError
+from kldcloud.errors import FormatError, UserError
 from kldcloud.qad.formats.blocks import BLOCK_TYPES, F4, I8, U8, BlockType, Scales
-from kldcloud.qad.formats.straight_through import straight_through
+from kldcloud.qad.formats.straight_through import refuse_diverged, straight_through
 
 _CODES_AT_ONCE = 1 << 22
 """How many weights are unpacked together: tens of megabytes, whatever the tensor's size."""
@@ -181,17 +181,12 @@ class Grid:
         Where the step is zero, all codes have one value and this is 0.
 
         Raises:
-            EngineError: a weight is not a number.
+            EngineError: a weight is not finite.
         """
         self._check(w)
+        refuse_diverged(w)
         with torch.no_grad():
-            codes = self.scales.nearest(w, self.kind)
-            if not bool(torch.isfinite(codes).all()):
-                raise EngineError(
-                    "a weight is not a number",
-                    hint="training has diverged: go back to a checkpoint, with a lower rate",
-                )
-            return codes.to(torch.int8).view(self.shape)
+            return self.scales.nearest(w, self.kind).to(torch.int8).view(self.shape)
 
     def pack(self, w: torch.Tensor) -> npt.NDArray[np.uint8]:
         """The tensor's bytes with the init's scales and the codes of `w`.
@@ -207,7 +202,7 @@ class Grid:
             uint8 ``[bytes of the tensor]``, in the file's row order.
 
         Raises:
-            EngineError: a weight is not a number.
+            EngineError: a weight is not finite.
         """
         codes = self.codes(w).cpu().numpy()
         if self.order is not None:

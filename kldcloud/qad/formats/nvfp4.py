@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kldcloud.errors import EngineError, UserError
-from kldcloud.qad.formats.straight_through import straight_through
+from kldcloud.errors import UserError
+from kldcloud.qad.formats.straight_through import refuse_diverged, straight_through
 
 BLOCK = 16
 """Weights that share a scale."""
@@ -138,11 +138,7 @@ def pack(w: torch.Tensor) -> PackedNvfp4:
         EngineError: a weight is not finite.
     """
     _check(w)
-    if not bool(torch.isfinite(w).all()):
-        raise EngineError(
-            "a weight is not a number",
-            hint="training has diverged: go back to a checkpoint, with a lower rate",
-        )
+    refuse_diverged(w)
     with torch.no_grad():
         rounded = _rounded(w, None)
         magnitudes = torch.tensor(_E2M1, device=w.device)
@@ -179,8 +175,8 @@ def _check(w: torch.Tensor) -> None:
 def _rounded(w: torch.Tensor, tensor_scale: torch.Tensor | None) -> _Rounded:
     grouped = w.reshape(-1, BLOCK).float()
     levels = grouped.abs()
-    # Floats of one sign have the order of their bits, and torch finds the largest integer of a short
-    # row four times faster than the largest float.
+    # Floats of one sign have the order of their bits, and on a CPU torch finds the largest integer
+    # of a short row four times faster than the largest float.
     largest = levels.view(torch.int32).amax(dim=1, keepdim=True).view(torch.float32)
     if tensor_scale is None:
         top = largest.amax()

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from kldcloud.errors import EngineError
+
 
 class StudentFormat(Protocol):
     """The weights that the exported file will have, as a function of those that are trained."""
@@ -37,6 +39,19 @@ def straight_through(
     """
     values: torch.Tensor = _StraightThrough.apply(w, rounded)  # type: ignore[no-untyped-call]
     return values
+
+
+def refuse_diverged(w: torch.Tensor) -> None:
+    """Let no weight that is not finite into a file.
+
+    Raises:
+        EngineError: there is one.
+    """
+    if not bool(torch.isfinite(w).all()):
+        raise EngineError(
+            "a trained weight is not a finite number",
+            hint="training has diverged: go back to a checkpoint, with a lower learning rate",
+        )
 
 
 class _StraightThrough(torch.autograd.Function):
