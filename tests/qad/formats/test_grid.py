@@ -11,9 +11,18 @@ import pytest
 import torch
 
 from kldcloud.errors import EngineError, FormatError, UserError
+from kldcloud.models.gguf_header import read_gguf_header, read_tensor_bytes
+from kldcloud.models.quantize import quantized
 from kldcloud.qad.formats.blocks import BLOCK_TYPES, BlockType, Scales
 from kldcloud.qad.formats.grid import Grid, _frozen
-from tests.qad.formats.ggml import dequantize, dequantize_with_gguf_py, quantize, real_weights
+from kldcloud.store.digest import sha256_file
+from tests.qad.formats.ggml import (
+    SMOLLM2,
+    dequantize,
+    dequantize_with_gguf_py,
+    quantize,
+    real_weights,
+)
 
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 ROWS, COLUMNS = 48, 768
@@ -333,3 +342,26 @@ def test_all_types_that_llama_cpp_mixes_have_a_grid() -> None:
     for name, kind in BLOCK_TYPES.items():
         sizes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
         assert (kind.elements, kind.nbytes) == sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["Q4_0", "Q4_K_M", "Q5_K_M", "Q5_1", "Q8_0"])
+def test_every_tensor_of_a_llama_quantize_file_comes_back(
+    quant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KLDCLOUD_CACHE", str(tmp_path))
+    path = quantized(SMOLLM2, sha256_file(SMOLLM2), quant)
+    types = set()
+    for info in read_gguf_header(path).tensors.values():
+        if info.type_name == "F32":
+            continue
+        types.add(info.type_name)
+        data, shape = read_tensor_bytes(path, info), (info.shape[1], info.shape[0])
+        grid = Grid.from_bytes(info.type_name, data, shape)
+        values = grid.dequantize()
+        peer = dequantize_with_gguf_py(info.type_name, data, shape)
+        np.testing.assert_array_equal(bits(values.numpy()), bits(peer))
+        np.testing.assert_array_equal(grid.pack(values), data)
+        assert torch.equal(grid.fake_quantize(values), values)
+    if quant == "Q4_K_M":
+        assert types == {"Q4_K", "Q5_0", "Q6_K", "Q8_0"}
