@@ -181,6 +181,7 @@ def _rounded(w: torch.Tensor, tensor_scale: torch.Tensor | None) -> _Rounded:
     if tensor_scale is None:
         top = largest.amax()
         tensor_scale = torch.where(top < _NEGLIGIBLE, 1.0, top / (_LARGEST_CODE * _LARGEST_SCALE))
+    # Not left to the cast: E4M3 has no infinity, so an overflow may become the largest or NaN.
     scale = (largest / _LARGEST_CODE / tensor_scale).clamp_(max=_LARGEST_SCALE)
     scale = scale.to(torch.float8_e4m3fn).float()
     # A block so far below the tensor's largest weight that its scale rounds to zero becomes zero.
