@@ -1,8 +1,8 @@
 """A model made into a student: chosen weights quantised in every forward pass, the rest frozen.
 
-The trained numbers stay real; the forward pass sees their quantised values and the gradient passes
-straight through to them (Bengio et al., arXiv:1308.3432). Parameters keep their transformers names
-and places, so that checkpoints, FSDP and the exporter find them where they were.
+The trained numbers stay real; the forward pass sees what their format makes of them, and the format
+passes the gradient straight through. Parameters keep their transformers names and places, so that
+checkpoints, FSDP and the exporter find them where they were.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,8 +25,8 @@ CODES, NORMS, HEAD = "codes", "norms", "head"
 class WeightFormat(Protocol):
     """What a quantised tensor can hold, for one weight."""
 
-    def fake_quantize(self, weight: Tensor) -> Tensor:
-        """The values that the file would hold for `weight`: same shape, dtype and device."""
+    def fake_quantize(self, w: Tensor) -> Tensor:
+        """The values that the file would hold for `w`; their gradient is that of `w` itself."""
         ...
 
 
@@ -44,10 +43,6 @@ class Student:
     model: Any
     formats: Mapping[str, WeightFormat]
     groups: Mapping[str, Mapping[str, nn.Parameter]]
-
-    def head(self) -> OutputHead:
-        """What the loss needs of the model's end, quantised where it has a format."""
-        return output_head(self.model, self.formats)
 
 
 def make_student(
@@ -102,12 +97,12 @@ def head_parameter(model: Any) -> str:  # noqa: ANN401
     return next(names)
 
 
-def output_head(model: Any, formats: Mapping[str, WeightFormat] | None = None) -> OutputHead:  # noqa: ANN401
-    """The head of a teacher (without formats) or of a student."""
-    weight = model.get_output_embeddings().weight
-    weight_format = (formats or {}).get(head_parameter(model))
-    if weight_format is not None:
-        weight = straight_through(weight, weight_format)
+def output_head(model: Any) -> OutputHead:  # noqa: ANN401
+    """What the loss needs of a model's end: a student's is quantised where it has a format."""
+    module = model.get_output_embeddings()
+    weight = module.weight
+    if isinstance(module, QuantizedLinear):
+        weight = module.weight_format.fake_quantize(weight)
     return OutputHead(weight, getattr(model.config, "final_logit_softcapping", None))
 
 
@@ -117,36 +112,13 @@ def hidden_states(model: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
     return states
 
 
-def straight_through(weight: Tensor, weight_format: WeightFormat) -> Tensor:
-    """Quantised values of a weight, with the gradient of the weight itself.
-
-    Exactly the format's values: the usual ``w + (q - w).detach()`` rounds once more.
-    """
-    quantised: Tensor = _StraightThrough.apply(weight, weight_format)  # type: ignore[no-untyped-call]
-    return quantised
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        _: Any,  # noqa: ANN401
-        weight: Tensor,
-        weight_format: WeightFormat,
-    ) -> Tensor:
-        return weight_format.fake_quantize(weight)
-
-    @staticmethod
-    def backward(_: Any, *gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return gradient[0], None
-
-
 class QuantizedLinear(nn.Linear):
     """A linear layer whose weight is quantised before the activations' dtype rounds it."""
 
     weight_format: WeightFormat
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        weight = straight_through(self.weight, self.weight_format)
+        weight = self.weight_format.fake_quantize(self.weight)
         return functional.linear(input, weight.to(input.dtype), self.bias)
 
 
@@ -156,7 +128,7 @@ class QuantizedEmbedding(nn.Embedding):
     weight_format: WeightFormat
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        table = straight_through(self.weight, self.weight_format)
+        table = self.weight_format.fake_quantize(self.weight)
         rows = functional.embedding(input, table)
         scale = getattr(self, "embed_scale", None)  # Gemma's
         return rows if scale is None else rows * scale.to(rows.dtype)
