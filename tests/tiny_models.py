@@ -170,7 +170,7 @@ def _write(
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocabulary)
-    _add_tokenizer(writer, vocabulary, bos=bos)
+    add_tokenizer(writer, vocabulary, bos=bos)
     if template is not None:
         writer.add_chat_template(template)
     for name, weight in weights.items():
@@ -183,7 +183,7 @@ def _write(
     writer.close()
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int, *, bos: bool) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int, *, bos: bool) -> None:
     tokens = pieces(vocabulary)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)
