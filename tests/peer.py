@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from kldcloud.models.amx import extra_buffers_work
+
 PEER_VERSION = "0.3.36"  # of the llama-cpp-python release whose llama.cpp is built
 TEXT = Path(__file__).parent / "golden" / "text.txt"
 
@@ -80,6 +82,8 @@ def instruction_sets(printed: str) -> str:
 
 def _shape(n_ctx: int, threads: int, batch: int | None) -> list[str]:
     arguments = ["-c", str(n_ctx), "-t", str(threads)]
+    if not extra_buffers_work():
+        arguments.append("--no-repack")  # the same compiler built the tool
     return arguments if batch is None else [*arguments, "-b", str(batch)]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldcloud.errors import EngineError, UserError
+from kldcloud.models.amx import extra_buffers_work
 from kldcloud.models.engine import ChunkOutput, Tokens, Vocabulary
 from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.llama_library import buffer_type, build_facts, llama, recent_complaints
@@ -65,7 +66,7 @@ class LlamaOptions:
             "flash_attention": self.flash_attention,
             "kv_type_k": self.kv_type_k,
             "kv_type_v": self.kv_type_v,
-            "repack": str(self.repack).lower(),
+            "repack": str(self.repack and extra_buffers_work()).lower(),
             "micro_batch": str(MICRO_BATCH),
         }
 
@@ -221,7 +222,7 @@ def load_model(path: Path, options: LlamaOptions, *, vocab_only: bool = False) -
     binding = llama()
     params = binding.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
-    params.use_extra_bufts = options.repack
+    params.use_extra_bufts = options.repack and extra_buffers_work()
     params.vocab_only = vocab_only
     overrides = (_TensorOverride * (len(options.tensor_overrides) + 1))()
     for slot, (pattern, name) in zip(overrides, options.tensor_overrides.items(), strict=False):

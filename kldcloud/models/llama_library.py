@@ -67,10 +67,15 @@ def recent_complaints() -> str:
 @cache
 def ggml(part: str) -> ctypes.CDLL:
     """One of ggml's own libraries (`base`, `cpu` or the umbrella ``) beside libllama."""
+    return ctypes.CDLL(str(library_path(part)))
+
+
+def library_path(part: str) -> Path:
+    """Where one of ggml's own libraries lies."""
     folder = Path(str(llama().__file__)).parent / "lib"
     stem = f"libggml-{part}" if part else "libggml"
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
-    return ctypes.CDLL(str(folder / f"{stem}{suffix}"))
+    return folder / f"{stem}{suffix}"
 
 
 @cache

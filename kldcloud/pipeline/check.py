@@ -39,10 +39,17 @@ def _tried(subject: str, attempt: Callable[[], str]) -> Finding:
 
 
 def _engine() -> str:
+    from kldcloud.models.amx import extra_buffers_work
     from kldcloud.models.llama_library import build_facts
 
     facts = build_facts()
-    return f"{facts['version']}, {facts['backend']}, {facts['instructions']}"
+    found = f"{facts['version']}, {facts['backend']}, {facts['instructions']}"
+    if not extra_buffers_work():
+        found += (
+            " (without AMX and repacked weights: the compiler of this build breaks them;"
+            " GCC 12.4, 13.3, 14 and later do not)"
+        )
+    return found
 
 
 def _kernel() -> str:
