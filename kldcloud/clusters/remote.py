@@ -34,6 +34,7 @@ from kldcloud.pipeline.launches import (
     LaunchOrder,
     job_digest,
     launch_id,
+    named_sources,
     ship,
     write_order,
 )
@@ -271,7 +272,5 @@ def _folder(order: LaunchOrder, job: SweepJob) -> LaunchFolder:
     path.mkdir(parents=True, mode=0o700)
     wheel = build_wheel(path)
     write_order(path, order, job)
-    sources = [job.base.model, job.base.logits, *(each.model for each in job.candidates)]
-    sources += [each.text for each in job.corpora]
-    hub = any(each is not None and each.scheme == "hf" for each in sources)
+    hub = any(uri.scheme == "hf" for uri, _ in named_sources(job))
     return LaunchFolder(Path(path), wheel.name, hub)

@@ -204,7 +204,7 @@ def planned_corpora(
             f"base: {base.file.uri} is not on this machine, so its tokens are unknown",
             hint="give its corpus with expect: {tokens: ...}, or a copy of the file",
         )
-    return tuple(_corpus(spec, base, progress) for spec in job.corpora)
+    return tuple(_corpus(f"corpus {spec.name}", spec, base, progress) for spec in job.corpora)
 
 
 def planned_candidates(job: SweepJob, base: PlannedBase) -> tuple[PlannedModel, ...]:
@@ -214,6 +214,36 @@ def planned_candidates(job: SweepJob, base: PlannedBase) -> tuple[PlannedModel, 
         UserError: for a path where nothing is and of which the job states nothing.
     """
     return tuple(_candidate(spec, base) for spec in job.candidates)
+
+
+def planned_imatrices(
+    job: SweepJob, base: PlannedBase, progress: Progress
+) -> tuple[PlannedCorpus, ...]:
+    """The texts that importance matrices are computed from, each once, named by a candidate.
+
+    Raises:
+        UserError: for a path where nothing is; as `planned_corpora` for a text that must be read.
+    """
+    found = {}
+    for each in job.candidates:
+        spec, name = each.imatrix, each.display_name
+        if spec is None or spec in found:
+            continue
+        source = spec.source
+        path = at_hand(source)
+        if source.scheme == "file" and path is None:
+            raise UserError(f"imatrix of {name}: {source.path} does not exist")
+        if spec.text is None:
+            continue
+        if spec.chunks == "all":
+            text = CorpusSpec(name=name, text=spec.text, context=spec.context)
+            found[spec] = _corpus(f"imatrix of {name}", text, base, progress)
+        else:
+            tokens, size = spec.chunks * spec.context, path.stat().st_size if path else None
+            found[spec] = PlannedCorpus(
+                name, tokens, "stated", spec.chunks, spec.context, size, spec.text
+            )
+    return tuple(found.values())
 
 
 def _base_of(file: PlannedModel, header: GgufHeader, path: Path) -> PlannedBase:
@@ -249,7 +279,8 @@ def _corpus_of_kld(job: SweepJob, path: Path) -> PlannedCorpus:
     return PlannedCorpus(name, tokens, "counted", chunks, header.n_ctx)
 
 
-def _corpus(spec: CorpusSpec, base: PlannedBase, progress: Progress) -> PlannedCorpus:
+def _corpus(what: str, spec: CorpusSpec, base: PlannedBase, progress: Progress) -> PlannedCorpus:
+    """One text; `what` it is begins every refusal."""
     text, tokens, source = None, spec.expect.tokens, "stated"
     here = spec.text.scheme == "builtin" or at_hand(spec.text) is not None
     counts = base.path is not None and importlib.util.find_spec("llama_cpp") is not None
@@ -260,14 +291,13 @@ def _corpus(spec: CorpusSpec, base: PlannedBase, progress: Progress) -> PlannedC
             tokens, source = len(corpus_tokens(base.path, spec, text, progress)), "counted"
     except UserError as error:
         hint = error.hint or "or state its expect: {tokens: ...}"
-        message = f"corpus {spec.name}: {error.message}"
+        message = f"{what}: {error.message}"
         raise type(error)(message, hint=hint) from error
     if tokens is None:
         tokens, source = len((text or "").encode()) // BYTES_A_TOKEN, "estimated"
     if tokens < 2 * spec.context:
         raise UserError(
-            f"corpus {spec.name}: the text has {tokens} tokens, fewer than two chunks of "
-            f"{spec.context}",
+            f"{what}: the text has {tokens} tokens, fewer than two chunks of {spec.context}",
             hint=f"give a longer text, or a context of at most {tokens // 2}",
         )
     chunks = tokens // spec.context

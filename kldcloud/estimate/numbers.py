@@ -48,6 +48,7 @@ class SweepEstimate:
         candidates: what is measured against it.
         floor: whether the base is measured against itself as well.
         corpora: on what.
+        imatrices: what importance matrices are computed from, before anything is measured.
         stages: base stages by encoding, the chosen one first; empty if nothing says how large.
         reason: why that encoding.
         kld_bytes: what llama.cpp's base files would take for the same rows; None if unknown.
@@ -81,6 +82,7 @@ class SweepEstimate:
     price: Price
     stop: StopSpec | None = None
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
+    imatrices: tuple[PlannedCorpus, ...] = ()
 
     @property
     def chunks(self) -> int:
@@ -103,11 +105,18 @@ class SweepEstimate:
         return self.runs * sum(each.chunks * each.context for each in self.corpora)
 
     @property
+    def imatrix_tokens(self) -> int:
+        """Tokens that the base will evaluate for importance matrices."""
+        return sum(each.chunks * each.context for each in self.imatrices)
+
+    @property
     def seconds(self) -> float | None:
         """For all evaluations on all workers; None if no rate is known."""
         if self.rate.tokens is None:
             return None
-        return self.evaluated_tokens / (self.rate.tokens * self.crew.workers)
+        # Importance matrices are made by one machine while the others wait.
+        tokens = self.evaluated_tokens + self.imatrix_tokens * self.nodes
+        return tokens / (self.rate.tokens * self.crew.workers)
 
     @property
     def total_seconds(self) -> float | None:
@@ -173,6 +182,7 @@ class SweepEstimate:
             "rows": self.rows,
             "evaluations": self.runs * self.chunks,
             "evaluated_tokens": self.evaluated_tokens,
+            "imatrix_tokens": self.imatrix_tokens,
             "encoding": self.stages[0].encoding if self.stages else None,
             "reason": self.reason,
             "staged_bytes": {each.encoding: each.bytes for each in self.stages},

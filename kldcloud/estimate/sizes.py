@@ -117,7 +117,7 @@ def volumes(
     Args:
         base: the base.
         candidates: the candidates.
-        corpora: the texts.
+        corpora: the texts, those of importance matrices among them.
         stage: the chosen encoding's size.
         passes: of models that are measured against the base stage.
         remote: whether the machines are others than this one.

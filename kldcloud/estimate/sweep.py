@@ -20,6 +20,7 @@ from kldcloud.estimate.files import (
     planned_base,
     planned_candidates,
     planned_corpora,
+    planned_imatrices,
     prepared_base,
     prepared_corpora,
 )
@@ -27,7 +28,7 @@ from kldcloud.estimate.numbers import Rate, SweepEstimate
 from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
 from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
 from kldcloud.pipeline.machines import this_node
-from kldcloud.pipeline.plan import llama_options
+from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.prepare import ModelFile, prepare_base
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.workers import seats_for
@@ -65,6 +66,7 @@ def estimate_sweep(
         base = planned_base(job.base)
         corpora = planned_corpora(job, base, progress)
     candidates = planned_candidates(job, base)
+    imatrices = planned_imatrices(job, base, progress)
     chunks = sum(each.chunks for each in corpora)
     price = price_of(cluster)
     if cluster.remote:
@@ -86,7 +88,7 @@ def estimate_sweep(
     moved = volumes(
         base,
         candidates,
-        corpora,
+        (*corpora, *imatrices),
         stages[0] if stages else None,
         passes=len(candidates) + job.noise_floor,
         remote=cluster.remote,
@@ -113,6 +115,7 @@ def estimate_sweep(
         max_seconds=cluster.max_duration if cluster.remote else None,
         price=price,
         stop=job.stop,
+        imatrices=imatrices,
     )
 
 

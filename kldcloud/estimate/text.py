@@ -126,7 +126,13 @@ def _work(plan: SweepEstimate) -> list[str]:
     if plan.rate.tokens is not None:
         rate = f"{_round(plan.rate.tokens)} tokens/s a worker, {rate}"
     evaluations = _counted(plan.runs * plan.chunks, "chunk evaluation")
+    first = [
+        f"first {each.chunks:,} chunks of {each.context} tokens for the importance matrix of "
+        f"{each.name}"
+        for each in plan.imatrices
+    ]
     return [
+        *first,
         f"{evaluations}, {_counted(plan.evaluated_tokens, 'token')}",
         f"{workers}{threads}{machines} ({plan.crew.source})",
         f"rate {rate}",

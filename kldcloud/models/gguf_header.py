@@ -106,11 +106,12 @@ class GgufHeader:
         return tokens.count if isinstance(tokens, ArrayInfo) else 0
 
 
-def read_gguf_header(path: str | Path) -> GgufHeader:
+def read_gguf_header(path: str | Path, *, needs_architecture: bool = True) -> GgufHeader:
     """Read and check the header of a GGUF file (version 2 or 3, little-endian).
 
     Args:
         path: a file that holds a whole model; its weights are neither read nor mapped in.
+        needs_architecture: whether it must be a model; other things are kept in GGUFs as well.
 
     Returns:
         The metadata and the tensor table.
@@ -134,6 +135,8 @@ def read_gguf_header(path: str | Path) -> GgufHeader:
         if key_count > _MAX_KEYS:
             raise walk.wrong(f"claims {key_count:,} metadata keys, more than {_MAX_KEYS:,}")
         metadata = _read_metadata(walk, key_count)
+        if needs_architecture and not isinstance(metadata.get("general.architecture"), str):
+            raise walk.wrong("names no architecture (general.architecture)")
         _refuse_parts(walk, metadata)
         tensors = _read_tensors(walk, tensor_count, _alignment(walk, metadata))
         return GgufHeader(version, metadata, tensors, walk.size)
@@ -200,8 +203,6 @@ def _read_metadata(walk: GgufWalk, count: int) -> dict[str, MetadataValue]:
         if key in metadata:
             raise walk.wrong(f"names the metadata {key[:80]!r} twice")
         metadata[key] = walk.value(walk.u32(f"the type of {key[:80]!r}"), key)
-    if not isinstance(metadata.get("general.architecture"), str):
-        raise walk.wrong("names no architecture (general.architecture)")
     return metadata
 
 

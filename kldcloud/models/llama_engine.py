@@ -96,7 +96,7 @@ class LlamaEngine:
         self._model = load_model(path, options)
         try:
             self._vocabulary = vocabulary_of(self._binding.llama_model_get_vocab(self._model))
-            self._ctx = self._make_context(path)
+            self._ctx = new_context(self._model, path, context, options, self._capture.callback)
         except BaseException:
             # Nobody has this engine to close it, and the worker goes on with another model.
             self._binding.llama_model_free(self._model)
@@ -111,28 +111,6 @@ class LlamaEngine:
     @property
     def fingerprint(self) -> Mapping[str, str]:
         return self._options.fingerprint()
-
-    def _make_context(self, path: Path) -> Any:  # noqa: ANN401
-        binding, options = self._binding, self._options
-        params = binding.llama_context_default_params()
-        params.n_ctx = self._context_size
-        params.n_batch = min(BATCH, self._context_size)
-        params.n_ubatch = min(MICRO_BATCH, params.n_batch)
-        params.n_seq_max = 1
-        params.n_threads = params.n_threads_batch = options.threads
-        params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
-        params.type_k = _TYPE_NUMBERS[options.kv_type_k.upper()]
-        params.type_v = _TYPE_NUMBERS[options.kv_type_v.upper()]
-        params.swa_full = False
-        params.cb_eval = self._capture.callback
-        context = binding.llama_init_from_model(self._model, params)
-        if not context:
-            raise EngineError(
-                f"{path}: llama.cpp could not make a context of {self._context_size} tokens: "
-                f"{recent_complaints()}",
-                hint="use a smaller context, or a machine with more memory",
-            )
-        return context
 
     def evaluate(self, tokens: Tokens, *, hidden: bool = False) -> ChunkOutput:
         """Logits of positions n_ctx/2 .. n_ctx-2, which predict the token after them.
@@ -152,7 +130,7 @@ class LlamaEngine:
         single = n <= BATCH
         for start in range(0, n, BATCH):
             stop = min(start + BATCH, n)
-            outputs = self._fill(fed, start, stop, first)
+            outputs = fill_batch(self._batch, fed, start, stop, first)
             if binding.llama_decode(self._ctx, self._batch) != 0:
                 raise EngineError(f"llama.cpp failed to decode: {recent_complaints()}")
             if outputs and not single:
@@ -162,17 +140,6 @@ class LlamaEngine:
             raise EngineError("llama.cpp produced no logits")
         states = self._capture.take(rows + 1)[:rows] if hidden else None
         return ChunkOutput(logits[:rows], states)
-
-    def _fill(self, tokens: Tokens, start: int, stop: int, first: int) -> int:
-        batch = self._batch
-        batch.n_tokens = stop - start
-        for i in range(stop - start):
-            batch.token[i] = int(tokens[start + i])
-            batch.pos[i] = start + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = start + i >= first
-        return max(0, stop - max(start, first))
 
     def _logits(self, rows: int) -> npt.NDArray[np.float32]:
         pointer = self._binding.llama_get_logits(self._ctx)
@@ -192,6 +159,70 @@ class LlamaEngine:
             self._binding.llama_free(self._ctx)
             self._binding.llama_model_free(self._model)
             self._ctx = self._model = None
+
+
+def new_context(
+    model: Any,  # noqa: ANN401 - pointers of ctypes
+    path: Path,
+    context: int,
+    options: LlamaOptions,
+    callback: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """A context for chunks of `context` tokens that `llama_free` frees.
+
+    Args:
+        model: from `load_model`.
+        path: its file, for the error.
+        context: tokens a chunk.
+        options: how to run it.
+        callback: sees the graph's nodes as they are computed; it must outlive the context.
+
+    Raises:
+        EngineError: if llama.cpp has no memory for it.
+    """
+    binding = llama()
+    params = binding.llama_context_default_params()
+    params.n_ctx = context
+    params.n_batch = min(BATCH, context)
+    params.n_ubatch = min(MICRO_BATCH, params.n_batch)
+    params.n_seq_max = 1
+    params.n_threads = params.n_threads_batch = options.threads
+    params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
+    params.type_k = _TYPE_NUMBERS[options.kv_type_k.upper()]
+    params.type_v = _TYPE_NUMBERS[options.kv_type_v.upper()]
+    params.swa_full = False
+    params.cb_eval = callback
+    made = binding.llama_init_from_model(model, params)
+    if not made:
+        raise EngineError(
+            f"{path}: llama.cpp could not make a context of {context} tokens: "
+            f"{recent_complaints()}",
+            hint="use a smaller context, or a machine with more memory",
+        )
+    return made
+
+
+def fill_batch(batch: Any, tokens: Tokens, start: int, stop: int, first: int) -> int:  # noqa: ANN401
+    """Put positions `start` to `stop` of a chunk into a batch.
+
+    Args:
+        batch: from `llama_batch_init`, with room for them.
+        tokens: int32 [n_ctx], the whole chunk.
+        start: its first position.
+        stop: the position after its last.
+        first: the first position that logits are wanted of.
+
+    Returns:
+        Rows of logits that evaluating the batch gives.
+    """
+    batch.n_tokens = stop - start
+    for i in range(stop - start):
+        batch.token[i] = int(tokens[start + i])
+        batch.pos[i] = start + i
+        batch.n_seq_id[i] = 1
+        batch.seq_id[i][0] = 0
+        batch.logits[i] = start + i >= first
+    return max(0, stop - max(start, first))
 
 
 def vocabulary_of(vocab: Any) -> Vocabulary:  # noqa: ANN401

@@ -161,7 +161,7 @@ def ship(job: SweepJob, store: Store, progress: Progress) -> tuple[ShippedFile, 
     check_models(job, progress)
     check_conversations(job, progress)
     shipped: dict[str, ShippedFile] = {}
-    for uri, is_text in _named(job):
+    for uri, is_text in named_sources(job):
         if uri.scheme in FETCHED_ANYWHERE or str(uri) in shipped:
             continue
         path = _text_file(uri, progress) if is_text else Sources().fetch(uri, progress)
@@ -176,7 +176,7 @@ def ship(job: SweepJob, store: Store, progress: Progress) -> tuple[ShippedFile, 
     return tuple(shipped.values())
 
 
-def _named(job: SweepJob) -> Iterator[tuple[SourceUri, bool]]:
+def named_sources(job: SweepJob) -> Iterator[tuple[SourceUri, bool]]:
     """Every file that a job names, and whether it is a text."""
     for uri in (job.base.model, job.base.logits):
         if uri is not None:
@@ -184,6 +184,8 @@ def _named(job: SweepJob) -> Iterator[tuple[SourceUri, bool]]:
     for candidate in job.candidates:
         if candidate.model is not None:
             yield candidate.model, False
+        if candidate.imatrix is not None:
+            yield candidate.imatrix.source, candidate.imatrix.text is not None
     for corpus in job.corpora:
         yield corpus.text, True
 

@@ -20,7 +20,6 @@ from kldcloud.errors import FormatError
 from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, PreparedSweep
 from kldcloud.pipeline.stage_base import kld_identity
-from kldcloud.spec.engine import EngineOptions
 from kldcloud.staging.choose import EncodingChoice, choose_encoding
 from kldcloud.staging.stage import StageIdentity, agree_on_json, canonical_json
 from kldcloud.store.base import Store
@@ -133,20 +132,6 @@ def run_shards(store: Store, plan: SweepPlan, corpus: ChunkedCorpus, workers: in
     if not isinstance(size, int) or size < 1:
         raise FormatError(f"{key}: no shard size", hint="delete it and run again")
     return list(cut_shards(corpus.count, size, corpus.checkpoints))
-
-
-def llama_options(engine: EngineOptions, threads: int) -> LlamaOptions:
-    """A job's engine options as the engine takes them."""
-    overrides: Mapping[str, str] = dict(engine.tensor_overrides)
-    return LlamaOptions(
-        n_gpu_layers=engine.n_gpu_layers,
-        tensor_overrides=overrides,
-        threads=threads,
-        flash_attention=engine.flash_attention,
-        kv_type_k=engine.kv_type_k,
-        kv_type_v=engine.kv_type_v,
-        repack=engine.repack,
-    )
 
 
 def _slug(name: str) -> str:

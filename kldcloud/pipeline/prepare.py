@@ -18,8 +18,15 @@ from kldcloud.models.digests import model_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.corpus_tokens import chat_template_source, corpus_tokens
+from kldcloud.pipeline.imatrices import (
+    FoundImatrix,
+    find_imatrix,
+    made_imatrix,
+    warn_of_flattery,
+)
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
+from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.job import NOISE_FLOOR, CandidateSpec, CorpusSpec, SweepJob
 from kldcloud.spec.stop import StopSpec
 from kldcloud.spec.uri import SourceUri
@@ -146,8 +153,19 @@ class _Found:
         return self.header.vocabulary_size
 
 
-def prepare(job: SweepJob, progress: Progress, sources: Sources = HERE) -> PreparedSweep:
+def prepare(
+    job: SweepJob,
+    progress: Progress,
+    sources: Sources = HERE,
+    engine: EngineOptions | None = None,
+) -> PreparedSweep:
     """Fetch and check all that the job names; only then hash, convert and quantise.
+
+    Args:
+        job: what is measured.
+        progress: for the person at the terminal.
+        sources: where this process finds what the job names.
+        engine: how importance matrices are computed; None for the job's own options.
 
     Raises:
         UserError: for what the job names and is not there, or not what it should be.
@@ -156,9 +174,16 @@ def prepare(job: SweepJob, progress: Progress, sources: Sources = HERE) -> Prepa
     source = _find_base(job, progress, sources)
     found = tuple(_find_candidate(spec, progress, sources) for spec in job.candidates)
     _check_vocabularies(source, [each for each in found if each is not None])
+    imatrices = {
+        spec.display_name: _find_imatrix(source, spec, progress, sources)
+        for spec in job.candidates
+        if spec.imatrix is not None
+    }
     base, corpora = _make_base(job, source, progress, sources)
+    warn_of_flattery(imatrices, {each.text_sha256: each.name for each in corpora}, progress)
+    engine = engine or job.engine
     candidates = tuple(
-        _make_candidate(base, each, spec, progress)
+        _make_candidate(base, each, spec, imatrices.get(spec.display_name), engine, progress)
         for each, spec in zip(found, job.candidates, strict=True)
     )
     return PreparedSweep(job, base, candidates, corpora)
@@ -175,6 +200,9 @@ def check_models(job: SweepJob, progress: Progress) -> None:
     if _is_here(job.base.model or job.base.logits):
         base = _find_base(job, progress, HERE)
         _check_vocabularies(base, [each for each in found if each is not None])
+        for spec in job.candidates:
+            if spec.imatrix is not None and _is_here(spec.imatrix.file):
+                _find_imatrix(base, spec, progress, HERE)
 
 
 def check_conversations(job: SweepJob, progress: Progress) -> None:
@@ -233,6 +261,15 @@ def _find_model(
         return _Found(name, uri.filename, path, read_gguf_header(path), sources.origin(uri))
 
 
+def _find_imatrix(
+    base: _Found, spec: CandidateSpec, progress: Progress, sources: Sources
+) -> FoundImatrix:
+    with _about(f"candidate {spec.display_name}"):
+        if spec.imatrix is None or isinstance(base.header, KldHeader):
+            raise FormatError("there is no model that an importance matrix is of")
+        return find_imatrix(spec.imatrix, base.path, base.header, progress, sources)
+
+
 @contextmanager
 def _about(what: str) -> Iterator[None]:
     """Say which part of the job an error is about."""
@@ -260,20 +297,31 @@ def _make_base(
 
 
 def _make_candidate(
-    base: ModelFile | KldBase, found: _Found | None, spec: CandidateSpec, progress: Progress
+    base: ModelFile | KldBase,
+    found: _Found | None,
+    spec: CandidateSpec,
+    imatrix: FoundImatrix | None,
+    engine: EngineOptions,
+    progress: Progress,
 ) -> ModelFile:
     if found is not None:
         return _model(found.name, found.file, found.path, progress, found.origin)
     if spec.quantize is None or isinstance(base, KldBase):
         raise FormatError(f"candidate {spec.display_name} names no model")
-    return _quantize(base, spec.quantize, spec.display_name, progress)
+    made = None
+    if imatrix is not None:
+        made = made_imatrix(imatrix, base.path, base.sha256, engine, progress)
+    return _quantize(base, spec.quantize, spec.display_name, progress, made)
 
 
-def _quantize(source: ModelFile, quant: str, name: str, progress: Progress) -> ModelFile:
-    with progress.bar(f"quantising to {quant}", len(source.header.tensors)) as bar:
-        path = quantized(source.path, source.sha256, quant, progress=bar.reach)
+def _quantize(
+    source: ModelFile, quant: str, name: str, progress: Progress, imatrix: Path | None = None
+) -> ModelFile:
+    label = quant if imatrix is None else f"{quant}-imat"
+    with progress.bar(f"quantising to {label}", len(source.header.tensors)) as bar:
+        path = quantized(source.path, source.sha256, quant, imatrix=imatrix, progress=bar.reach)
     stem = Path(source.file).stem
-    return _model(name, f"{stem}-{quant}.gguf", path, progress)
+    return _model(name, f"{stem}-{label}.gguf", path, progress)
 
 
 def _model(name: str, file: str, path: Path, progress: Progress, origin: str = "") -> ModelFile:

@@ -19,7 +19,7 @@ DEFAULT_STORE = "./kldcloud-store"
 MAX_JOB_BYTES = 16 << 20
 NO_PART_OF_A_RUN = ("cluster", "store", "shard_chunks", "rates", "expect")
 """Fields of a job that change no number, so that runs which differ in them are one."""
-MEANT_BEFORE = (("format", "text"), ("noise_floor", False), ("stop", None))
+MEANT_BEFORE = (("format", "text"), ("noise_floor", False), ("stop", None), ("imatrix", None))
 """Fields that jobs once had not, at what they have always meant: the job is the same."""
 
 

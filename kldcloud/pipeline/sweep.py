@@ -14,7 +14,8 @@ from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
 from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
-from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, llama_options, make_plan
+from kldcloud.pipeline.options import llama_options
+from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, make_plan
 from kldcloud.pipeline.prepare import HERE, ModelFile, PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
@@ -96,7 +97,8 @@ def run_sweep(
     machines = machines or _this_machine()
     nodes = machines.nodes()
     mixed = _mixed(nodes, allowed=launched.allow_mixed)
-    prepared = prepare(job, progress, launched.sources)
+    engine = cluster.engine_for(job.engine)
+    prepared = prepare(job, progress, launched.sources, engine)
     seats = seats_for(
         cluster,
         job.engine,
@@ -105,7 +107,7 @@ def run_sweep(
         logits_bytes=max(4 * prepared.vocabulary * c.shape.rows for c in prepared.corpora),
         chunks=sum(c.count for c in prepared.corpora),
     )
-    options = llama_options(cluster.engine_for(job.engine), seats[0].threads)
+    options = llama_options(engine, seats[0].threads)
     plan = make_plan(prepared, options, remote=store.uri.startswith("s3:"), mixed=mixed)
     refused = _refusal_on_record(store, plan)
     if refused is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from kldcloud.errors import SpecError
 from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.fields import (
     ByteCount,
@@ -21,6 +22,8 @@ from kldcloud.spec.fields import (
     refused,
     slug,
 )
+from kldcloud.spec.imatrix import ImatrixSpec
+from kldcloud.spec.quants import check_importance
 from kldcloud.spec.stop import StopSpec
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "CorpusSpec",
     "EngineOptions",
     "Expected",
+    "ImatrixSpec",
     "StopSpec",
     "SweepJob",
 ]
@@ -114,12 +118,14 @@ class CandidateSpec(SpecModel):
 
     Attributes:
         quantize: the llama.cpp type that the base is quantised to.
+        imatrix: the importance matrix that it is quantised with.
         model: a GGUF file that exists already, instead.
         name: what reports and keys call it.
         expect: its size, for a plan without the file.
     """
 
     quantize: QuantType | None = None
+    imatrix: ImatrixSpec | None = None
     model: Source | None = None
     name: Name | None = None
     expect: Expected = Expected()
@@ -128,6 +134,13 @@ class CandidateSpec(SpecModel):
     def _one_origin(self) -> Self:
         if (self.quantize is None) == (self.model is None):
             raise refused("give exactly one of 'quantize' and 'model'")
+        if self.quantize is None and self.imatrix is not None:
+            raise refused("only what is quantised here takes one: leave it out", "imatrix")
+        if self.quantize is not None:
+            try:
+                check_importance(self.quantize, given=self.imatrix is not None)
+            except SpecError as error:
+                raise refused(str(error), "quantize") from None
         if self.model is not None and self.model.scheme == "builtin":
             raise refused("a built-in text is not a model", "model")
         if not self.display_name:
@@ -138,11 +151,14 @@ class CandidateSpec(SpecModel):
 
     @property
     def display_name(self) -> str:
-        """The given name, else the quantisation type, else the file's stem; safe as a key part."""
+        """The given name, else the quantisation type, else the file's stem; safe as a key part.
+
+        What a type is made with an importance matrix has -imat behind it.
+        """
         if self.name is not None:
             return self.name
         if self.quantize is not None:
-            return self.quantize
+            return self.quantize if self.imatrix is None else f"{self.quantize}-imat"
         return slug(self.model.stem) if self.model else ""
 
 

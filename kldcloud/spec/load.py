@@ -22,6 +22,9 @@ _SOURCES: Final = {
     ("base", "model"),
     ("base", "logits"),
     ("candidates", "model"),
+    ("candidates", "imatrix"),
+    ("candidates", "imatrix", "file"),
+    ("candidates", "imatrix", "text"),
     ("corpora", "text"),
 }
 

@@ -59,6 +59,10 @@ FLOAT_FTYPES: Final = ("F32", "F16", "BF16")
 NEEDS_IMPORTANCE_MATRIX: Final = frozenset(
     {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"}
 )
+TAKES_NO_IMPORTANCE_MATRIX: Final = frozenset(
+    {"F32", "F16", "BF16", "Q8_0", "MXFP4_MOE", "TQ2_0", "TQ1_0", "Q2_0", "Q1_0"}
+)
+"""Types whose rounding heeds no importance: a file made with a matrix is one made without."""
 CANNOT_BE_MADE: Final = frozenset({"NVFP4"})
 """Types of files that llama.cpp reads but has no quantiser for."""
 
@@ -71,7 +75,7 @@ def quant_type(text: str) -> str:
     Letter case does not matter, as it does not to `llama-quantize`.
 
     Raises:
-        SpecError: the type is unknown, or llama.cpp cannot make it from the base alone.
+        SpecError: the type is unknown, or llama.cpp cannot make it.
     """
     name = text.upper()
     if name in _SHORT_NAMES:
@@ -84,14 +88,28 @@ def quant_type(text: str) -> str:
             f"unknown quantisation type {shown}",
             hint=did_you_mean(text, FTYPES, kind="known types"),
         )
-    if name in NEEDS_IMPORTANCE_MATRIX:
-        raise SpecError(
-            f"{name} needs an importance matrix, which kldcloud does not make",
-            hint="make the file with llama-quantize --imatrix and give it as 'model'",
-        )
     if name in CANNOT_BE_MADE:
         raise SpecError(
             f"llama.cpp reads {name} files but does not make them",
             hint="give a file that was made elsewhere as 'model'",
         )
     return name
+
+
+def check_importance(name: str, *, given: bool) -> None:
+    """See that a type and an importance matrix go together.
+
+    Args:
+        name: of the type, from `quant_type`.
+        given: whether there is a matrix.
+
+    Raises:
+        SpecError: the type needs one and has none, or has one and takes none.
+    """
+    if name in NEEDS_IMPORTANCE_MATRIX and not given:
+        raise SpecError(
+            f"{name} needs an importance matrix",
+            hint="add imatrix: {text: ...}, or imatrix: and the path of one",
+        )
+    if name in TAKES_NO_IMPORTANCE_MATRIX and given:
+        raise SpecError(f"{name} takes no importance matrix", hint="leave 'imatrix' out")

@@ -15,7 +15,8 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.pipeline.launches import job_digest, ship
-from kldcloud.pipeline.plan import SweepPlan, llama_options, make_plan
+from kldcloud.pipeline.options import llama_options
+from kldcloud.pipeline.plan import SweepPlan, make_plan
 from kldcloud.pipeline.prepare import prepare
 from kldcloud.pipeline.runs import what_counts
 from kldcloud.pipeline.sources import Sources

@@ -57,7 +57,12 @@ def test_a_key_without_a_value_counts_as_left_out() -> None:
 def test_a_job_survives_json_unchanged() -> None:
     job = job_of(
         engine={"tensor_overrides": {r"blk\.1\..*": "CPU"}, "flash_attention": "on"},
-        candidates=[{"model": "hf:org/repo/m.gguf@v1"}, {"model": "s3://bucket/a/k.gguf"}],
+        candidates=[
+            {"model": "hf:org/repo/m.gguf@v1"},
+            {"model": "s3://bucket/a/k.gguf"},
+            {"quantize": "Q4_0", "imatrix": "a/m.dat"},
+            {"quantize": "Q4_1", "imatrix": {"text": "builtin:python-reference", "chunks": 9}},
+        ],
         store="s3://bucket/prefix",
     )
     assert SweepJob.model_validate(json.loads(job.model_dump_json())) == job
@@ -83,6 +88,8 @@ def test_places_come_parsed() -> None:
         ({"model": "my model (1).gguf"}, "my-model-1"),
         ({"model": "a.gguf", "name": "mine"}, "mine"),
         ({"quantize": "Q8_0", "name": "eight"}, "eight"),
+        ({"quantize": "q4_0", "imatrix": "m.gguf"}, "Q4_0-imat"),
+        ({"quantize": "Q4_0", "imatrix": "m.gguf", "name": "four"}, "four"),
     ],
 )
 def test_a_candidate_is_called_by_its_name_type_or_file(said: dict[str, str], name: str) -> None:
@@ -135,6 +142,49 @@ def test_a_base_is_called_by_its_name_or_file_and_conversion() -> None:
             {"candidates": [{"quantize": "Q8_0", "model": "a"}]},
             ("candidates", 0),
             "give exactly one of 'quantize' and 'model'",
+        ),
+        (
+            {"candidates": [{"model": "a", "imatrix": "m.gguf"}]},
+            ("candidates", 0, "imatrix"),
+            "only what is quantised here takes one: leave it out",
+        ),
+        (
+            {"candidates": [{"quantize": "IQ2_XXS"}]},
+            ("candidates", 0, "quantize"),
+            (
+                "IQ2_XXS needs an importance matrix; "
+                "add imatrix: {text: ...}, or imatrix: and the path of one"
+            ),
+        ),
+        (
+            {"candidates": [{"quantize": "Q8_0", "imatrix": "m.gguf"}]},
+            ("candidates", 0, "quantize"),
+            "Q8_0 takes no importance matrix; leave 'imatrix' out",
+        ),
+        (
+            {"candidates": [{"quantize": "Q4_0", "imatrix": {"chunks": 5}}]},
+            ("candidates", 0, "imatrix"),
+            "give the path of a file, or a 'text' to make one with",
+        ),
+        (
+            {"candidates": [{"quantize": "Q4_0", "imatrix": {"file": "m", "text": "t"}}]},
+            ("candidates", 0, "imatrix"),
+            "give the path of a file, or a 'text' to make one with",
+        ),
+        (
+            {"candidates": [{"quantize": "Q4_0", "imatrix": {"file": "m", "chunks": 5}}]},
+            ("candidates", 0, "imatrix"),
+            "a file is used as it is: leave out 'chunks' and 'context'",
+        ),
+        (
+            {"candidates": [{"quantize": "Q4_0", "imatrix": "builtin:python-reference"}]},
+            ("candidates", 0, "imatrix"),
+            "a built-in text is no importance matrix: give it as 'text'",
+        ),
+        (
+            {"candidates": [{"quantize": "Q4_0"}, {"quantize": "Q4_0", "imatrix": "m"}] * 2},
+            ("candidates", 2),
+            "has the same name 'Q4_0' as candidates[0]; give it a 'name' of its own",
         ),
         (
             {"candidates": [{"model": "a/x.gguf"}, {"model": "b/X.gguf"}]},

@@ -85,6 +85,45 @@ def test_a_path_in_an_override_is_relative_to_where_it_was_typed(
     assert str(job.candidates[1].model) == str(tmp_path / "mine-Q4_0.gguf")
 
 
+def test_importance_matrices_are_looked_for_beside_the_job_file(
+    job_file: Path, tmp_path: Path
+) -> None:
+    job_file.write_text(
+        JOB.replace(
+            "  - quantize: Q8_0\n",
+            "  - {quantize: Q4_0, imatrix: m.gguf}\n"
+            "  - {quantize: Q4_1, imatrix: {file: old.dat}}\n"
+            "  - {quantize: Q5_0, imatrix: {text: calibration.txt, chunks: 5}}\n",
+        )
+    )
+    specs = [each.imatrix for each in load_job(job_file).candidates]
+    assert [str(each and (each.file or each.text)) for each in specs] == [
+        str(tmp_path / "m.gguf"),
+        str(tmp_path / "old.dat"),
+        str(tmp_path / "calibration.txt"),
+        "None",
+    ]
+    assert specs[2] is not None
+    assert (specs[2].chunks, specs[2].context) == (5, 512)
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("5", "candidates[0].imatrix: must be a mapping"),
+        ("{txt: a}", "candidates[0].imatrix.txt: unknown key; did you mean 'text'?"),
+        ("{text: a, chunks: 0}", "candidates[0].imatrix.chunks: must be all or a whole number"),
+        ("{text: a, context: 8}", "candidates[0].imatrix.context: must be at least 16"),
+        ("'hf:a'", "candidates[0].imatrix.file: "),
+    ],
+)
+def test_an_importance_matrix_that_is_none_is_refused_at_its_line(
+    job_file: Path, said: str, wrong: str
+) -> None:
+    message = refusal_with(job_file, "quantize: Q8_0", f"{{quantize: Q4_0, imatrix: {said}}}")
+    assert message.startswith("x.yaml:5: " + wrong)
+
+
 def test_only_places_are_taken_for_paths(job_file: Path) -> None:
     job = load_job(job_file, ["engine.tensor_overrides={model: CPU, text: CPU}"])
     assert job.engine.tensor_overrides == {"model": "CPU", "text": "CPU"}
@@ -101,7 +140,10 @@ def test_only_places_are_taken_for_paths(job_file: Path) -> None:
         (
             "    name: mine",
             "    zebra: mine",
-            "x.yaml:7: candidates[1].zebra: unknown key; known keys: quantize, model, name, expect",
+            (
+                "x.yaml:7: candidates[1].zebra: unknown key; "
+                "known keys: quantize, imatrix, model, name, expect"
+            ),
         ),
         ("name: demo", "nmae: demo", "x.yaml:2: nmae: unknown key; did you mean 'name'?"),
         ("name: demo", "name:", "x.yaml:2: name: is missing"),

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kldcloud.errors import SpecError
@@ -16,8 +15,11 @@ from kldcloud.spec.quants import (
     FLOAT_FTYPES,
     FTYPES,
     NEEDS_IMPORTANCE_MATRIX,
+    TAKES_NO_IMPORTANCE_MATRIX,
+    check_importance,
     quant_type,
 )
+from tests.wide_models import wide_model
 
 
 def test_the_table_is_that_of_the_installed_llama_cpp() -> None:
@@ -36,7 +38,7 @@ def test_exactly_the_types_that_llama_cpp_can_make_from_a_model_alone_are_accept
 ) -> None:
     pytest.importorskip("llama_cpp")
     model = tmp_path / "model.gguf"
-    write_model(model)
+    wide_model(model, layers=8)
     # In a process of its own: llama.cpp prints whatever it likes, and aborts on some failures.
     code = (
         "import ctypes, json, llama_cpp, sys\n"
@@ -57,40 +59,12 @@ def test_exactly_the_types_that_llama_cpp_can_make_from_a_model_alone_are_accept
     assert set(made) == FTYPES.keys() - NEEDS_IMPORTANCE_MATRIX - CANNOT_BE_MADE
     for name in made:
         assert quant_type(name) == name
-
-
-def write_model(path: Path) -> None:
-    """A llama model just deep and wide enough that no type falls back to another."""
-    gguf = pytest.importorskip("gguf")
-    width, inner, layers, vocabulary = 256, 512, 8, 64
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(layers)
-    writer.add_context_length(64)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(4)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(vocabulary)
-    shapes = {"token_embd": (vocabulary, width), "output": (vocabulary, width)}
-    shapes["output_norm"] = (width,)
-    for layer in range(layers):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            shapes[f"blk.{layer}.{name}"] = (width, width)
-        shapes[f"blk.{layer}.ffn_gate"] = shapes[f"blk.{layer}.ffn_up"] = (inner, width)
-        shapes[f"blk.{layer}.ffn_down"] = (width, inner)
-        shapes[f"blk.{layer}.attn_norm"] = shapes[f"blk.{layer}.ffn_norm"] = (width,)
-    random = np.random.default_rng(0)
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        check_importance(name, given=False)
 
 
 def test_every_type_that_is_refused_or_a_float_is_in_the_table() -> None:
-    assert set(FTYPES) > NEEDS_IMPORTANCE_MATRIX | CANNOT_BE_MADE
+    assert set(FTYPES) > NEEDS_IMPORTANCE_MATRIX | TAKES_NO_IMPORTANCE_MATRIX | CANNOT_BE_MADE
+    assert not NEEDS_IMPORTANCE_MATRIX & TAKES_NO_IMPORTANCE_MATRIX
     assert set(FTYPES) > set(FLOAT_FTYPES)
 
 
@@ -124,11 +98,24 @@ def test_a_type_that_is_like_none_gets_the_list() -> None:
 
 def test_a_type_that_needs_an_importance_matrix_is_refused_before_anything_runs() -> None:
     with pytest.raises(SpecError) as caught:
-        quant_type("IQ2_XXS")
+        check_importance("IQ2_XXS", given=False)
     assert str(caught.value) == (
-        "IQ2_XXS needs an importance matrix, which kldcloud does not make; "
-        "make the file with llama-quantize --imatrix and give it as 'model'"
+        "IQ2_XXS needs an importance matrix; "
+        "add imatrix: {text: ...}, or imatrix: and the path of one"
     )
+    check_importance("IQ2_XXS", given=True)
+
+
+def test_a_type_that_heeds_no_importance_is_refused_with_a_matrix() -> None:
+    with pytest.raises(SpecError, match=r"^Q8_0 takes no importance matrix; leave 'imatrix' out$"):
+        check_importance("Q8_0", given=True)
+    check_importance("Q8_0", given=False)
+
+
+def test_types_that_may_have_an_importance_matrix_pass_with_and_without_one() -> None:
+    for name in FTYPES.keys() - NEEDS_IMPORTANCE_MATRIX - TAKES_NO_IMPORTANCE_MATRIX:
+        check_importance(name, given=True)
+        check_importance(name, given=False)
 
 
 def test_a_type_that_llama_cpp_only_reads_is_refused() -> None:
