@@ -23,7 +23,8 @@ from pathlib import Path
 from kldcloud.cli.terminal import TerminalProgress
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.sources import read_text
-from kldcloud.pipeline.prepare import ModelFile, prepare
+from kldcloud.pipeline.model_files import ModelFile
+from kldcloud.pipeline.prepare import prepare
 from kldcloud.spec.load import load_job
 from kldcloud.spec.uri import parse_uri
 

@@ -13,7 +13,8 @@ from kldcloud.errors import FormatError, UserError
 from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.pipeline.corpus_tokens import corpus_tokens
-from kldcloud.pipeline.prepare import HERE, KLD_CORPUS, ChunkedCorpus, KldBase, ModelFile
+from kldcloud.pipeline.model_files import ModelFile
+from kldcloud.pipeline.prepare import HERE, KLD_CORPUS, ChunkedCorpus, KldBase
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.job import BaseSpec, CandidateSpec, CorpusSpec, Expected, SweepJob
 from kldcloud.spec.uri import SourceUri

@@ -28,8 +28,9 @@ from kldcloud.estimate.numbers import Rate, SweepEstimate
 from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
 from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
 from kldcloud.pipeline.machines import this_node
+from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.options import llama_options
-from kldcloud.pipeline.prepare import ModelFile, prepare_base
+from kldcloud.pipeline.prepare import prepare_base
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.workers import seats_for
 from kldcloud.spec.cluster import ClusterSpec, cluster_name

@@ -16,7 +16,6 @@ from kldcloud.divergence.checkpoints import checkpoints
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
-from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.corpus_tokens import chat_template_source, corpus_tokens
 from kldcloud.pipeline.imatrices import (
     FoundImatrix,
@@ -24,6 +23,7 @@ from kldcloud.pipeline.imatrices import (
     made_imatrix,
     warn_of_flattery,
 )
+from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
 from kldcloud.spec.engine import EngineOptions
@@ -37,24 +37,6 @@ from kldcloud.store.digest import sha256_bytes
 KLD_CORPUS = "from-base-file"
 HERE = Sources()
 """Every name in a job means what it means on this machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A GGUF on this machine.
-
-    Attributes:
-        name: what reports and keys call it.
-        file: the file name that people know it by.
-        origin: the URI that any machine can fetch it from; empty if there is none.
-    """
-
-    name: str
-    file: str
-    path: Path
-    sha256: str
-    header: GgufHeader
-    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +272,9 @@ def _make_base(
         kld = KldBase(source.name, source.file, source.path, digest, source.header)
         return kld, (_corpus_of_file(job, kld),)
     corpora = tuple(_corpus(source.path, spec, job.stop, progress, sources) for spec in job.corpora)
-    base = _model(source.name, source.file, source.path, progress, source.origin)
+    base = model_file(source.name, source.file, source.path, progress, source.origin)
     if job.base.convert is not None:
-        base = _quantize(base, job.base.convert, base.name, progress)
+        base = quantize_model(base, job.base.convert, base.name, progress)
     return base, corpora
 
 
@@ -305,30 +287,13 @@ def _make_candidate(
     progress: Progress,
 ) -> ModelFile:
     if found is not None:
-        return _model(found.name, found.file, found.path, progress, found.origin)
+        return model_file(found.name, found.file, found.path, progress, found.origin)
     if spec.quantize is None or isinstance(base, KldBase):
         raise FormatError(f"candidate {spec.display_name} names no model")
     made = None
     if imatrix is not None:
         made = made_imatrix(imatrix, base.path, base.sha256, engine, progress)
-    return _quantize(base, spec.quantize, spec.display_name, progress, made)
-
-
-def _quantize(
-    source: ModelFile, quant: str, name: str, progress: Progress, imatrix: Path | None = None
-) -> ModelFile:
-    label = quant if imatrix is None else f"{quant}-imat"
-    with progress.bar(f"quantising to {label}", len(source.header.tensors)) as bar:
-        path = quantized(source.path, source.sha256, quant, imatrix=imatrix, progress=bar.reach)
-    stem = Path(source.file).stem
-    return _model(name, f"{stem}-{label}.gguf", path, progress)
-
-
-def _model(name: str, file: str, path: Path, progress: Progress, origin: str = "") -> ModelFile:
-    header = read_gguf_header(path)
-    with progress.bar(f"hashing {file}", header.file_bytes) as bar:
-        digest = model_sha256(path, bar.advance)
-    return ModelFile(name, file, path, digest, header, origin)
+    return quantize_model(base, spec.quantize, spec.display_name, progress, made)
 
 
 def _corpus(

@@ -24,8 +24,9 @@ from kldcloud.pipeline.facts import (
     profile_facts,
     stop_facts,
 )
+from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.plan import SweepPlan
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
+from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
 from kldcloud.pipeline.work import group_name
 from kldcloud.pipeline.worst import WorstFound, read_tops, worst_facts
 from kldcloud.report.profile_file import dump_profiles

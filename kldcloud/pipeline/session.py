@@ -12,8 +12,9 @@ from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.deadlines import ShardDeadlines
 from kldcloud.pipeline.dispatch import REVIVAL_SECONDS, Dispatch, Failure
 from kldcloud.pipeline.machines import Actors, Machines, Seat, WorkerSettings
+from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.plan import SweepPlan, make_plan, run_shards
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, ModelFile
+from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
 from kldcloud.pipeline.progress import MEASURING, Progress
 from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.stage_base import import_kld

@@ -14,8 +14,9 @@ from kldcloud.divergence.sequential import Decision, Rule, decide
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import Stopped
 from kldcloud.pipeline.measuring import Measured
+from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.plan import SweepPlan
-from kldcloud.pipeline.prepare import ChunkedCorpus, ModelFile
+from kldcloud.pipeline.prepare import ChunkedCorpus
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.reduce import read_partials

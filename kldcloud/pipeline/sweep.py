@@ -14,9 +14,10 @@ from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
 from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
+from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, make_plan
-from kldcloud.pipeline.prepare import HERE, ModelFile, PreparedSweep, prepare
+from kldcloud.pipeline.prepare import HERE, PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
 from kldcloud.pipeline.pulse import DriverPulse

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kldcloud.corpus.chunks import Shard
+from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.plan import SweepPlan
-from kldcloud.pipeline.prepare import ChunkedCorpus, ModelFile
+from kldcloud.pipeline.prepare import ChunkedCorpus
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, StageTask
 from kldcloud.staging.stage import StageIdentity, tokens_bytes
 

@@ -16,8 +16,9 @@ from kldcloud.divergence.kernel import NUMERICS_VERSION
 from kldcloud.divergence.sequential import STOP_RULE
 from kldcloud.models.gguf_header import GgufHeader
 from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.plan import SweepPlan, make_plan
-from kldcloud.pipeline.prepare import ChunkedCorpus, ModelFile, PreparedSweep
+from kldcloud.pipeline.prepare import ChunkedCorpus, PreparedSweep
 from kldcloud.spec.job import SweepJob
 
 
