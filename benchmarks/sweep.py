@@ -25,7 +25,7 @@ from kldcloud.models.cache import cache_dir
 from kldcloud.models.sources import read_text
 from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.prepare import prepare
-from kldcloud.spec.load import load_job
+from kldcloud.spec.load import load_sweep
 from kldcloud.spec.uri import parse_uri
 
 JOB = Path(__file__).parent.parent / "jobs" / "demo.yaml"
@@ -52,7 +52,7 @@ def main() -> int:
         f"corpora[0].chunks={arguments.chunks}",
         f"encoding={arguments.encoding}",
     ]
-    sweep = prepare(load_job(JOB, settings), TerminalProgress())
+    sweep = prepare(load_sweep(JOB, settings), TerminalProgress())
     if not isinstance(sweep.base, ModelFile):
         raise SystemExit("the demo job has a base model")
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ from kldcloud.pipeline.runs import job_bytes, what_counts
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, ShippedFile, Sources
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
-from kldcloud.spec.load import load_job
+from kldcloud.spec.load import load_sweep
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.stage import canonical_json
 from kldcloud.store import open_store
@@ -142,7 +142,7 @@ def launch_of_job(path: Path, store: str | None) -> tuple[LaunchRecord, Store] |
         path: the job file.
         store: where to look instead of where the job says.
     """
-    job = load_job(path, [f"store={store}"] if store else [])
+    job = load_sweep(path, [f"store={store}"] if store else [])
     kept = open_store(job.store)
     digest = job_digest(job)
     found = [each for each in read_launches(kept) if each.job == digest]

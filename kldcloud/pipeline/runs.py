@@ -11,7 +11,7 @@ from kldcloud.report.profile_shape import Profiles
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
 from kldcloud.report.worst_file import MAX_WORST_BYTES, parse_worst
 from kldcloud.report.worst_shape import WorstOfRun
-from kldcloud.spec.load import load_job
+from kldcloud.spec.load import load_sweep
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
 
@@ -47,7 +47,7 @@ def find_run(name: str, store: str | None) -> FoundRun:
     """
     digest = None
     if name.endswith((".yaml", ".yml")):
-        job = load_job(Path(name), [f"store={store}"] if store else [])
+        job = load_sweep(Path(name), [f"store={store}"] if store else [])
         store, digest = job.store, job_bytes(job)
     kept = open_store(store or DEFAULT_STORE)
     runs = sorted({info.key.split("/")[1] for info in kept.list("runs/") if "/" in info.key})

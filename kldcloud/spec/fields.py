@@ -41,6 +41,9 @@ _UNITS: Final = {
     "GiB": 1 << 30,
     "TiB": 1 << 40,
 }
+_TOKENS: Final = re.compile(r"(?P<number>[0-9]{1,18}(?:\.[0-9]{1,9})?) ?(?P<unit>[kKMB]?)")
+_THOUSANDS: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+_MOST_TOKENS: Final = 1 << 40
 _PERCENT: Final = re.compile(r"(?P<number>[0-9]{1,3}(?:\.[0-9]{1,9})?) ?%")
 _DURATION: Final = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,3})?) ?(?P<unit>[smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -84,6 +87,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-").rstrip("-")[:_LONGEST_SLUG]
 
 
+def name_after(source: SourceUri, convert: str | None) -> str:
+    """Return what a model is called after its file, and after the type it is converted to."""
+    stem = slug(source.stem)
+    return f"{stem}-{convert}" if stem and convert else stem
+
+
 def _text(parse: Callable[[str], Parsed]) -> PlainValidator:
     """Return the validator that takes text only and refuses with the sentence of `parse`."""
 
@@ -98,7 +107,8 @@ def _text(parse: Callable[[str], Parsed]) -> PlainValidator:
     return PlainValidator(validate)
 
 
-def _source(value: object) -> SourceUri:
+def source_uri(value: object) -> SourceUri:
+    """Return the place that text names; a parsed one comes back as it is."""
     if isinstance(value, SourceUri):
         return value
     if not isinstance(value, str):
@@ -107,6 +117,14 @@ def _source(value: object) -> SourceUri:
         return parse_uri(value)
     except SpecError as error:
         raise refused(str(error)) from None
+
+
+def model_source(value: object) -> SourceUri:
+    """Return the place of a model file, from text or parsed already; refuses what holds none."""
+    source = source_uri(value)
+    if source.scheme == "builtin":
+        raise refused("a built-in text is not a model")
+    return source
 
 
 def not_text(value: object) -> str:
@@ -159,6 +177,25 @@ def _bytes(value: object) -> int:
     return size
 
 
+def _tokens(value: object) -> int | Literal["all"]:
+    if value == "all":
+        return "all"
+    found = _TOKENS.fullmatch(value) if isinstance(value, str) else None
+    # In decimals, so that 0.7k is 700 and not a little less.
+    count = Decimal(found["number"]) * _THOUSANDS[found["unit"]] if found else Decimal(0)
+    if type(value) is int:
+        count = Decimal(value)
+    if count % 1 or not 1 <= count <= _MOST_TOKENS:
+        raise refused(f"must be all or a number of tokens such as 20k, 5M or 1B{but_not(value)}")
+    return int(count)
+
+
+def _not_a_switch(value: object) -> object:
+    if isinstance(value, bool):  # which pydantic takes for 0 or 1
+        raise refused(f"must be a number{but_not(value)}")
+    return value
+
+
 def share(value: object) -> float | None:
     """Return the number that `2%` or 0.02 means, of any size; None of anything else."""
     if isinstance(value, int | float):
@@ -184,7 +221,8 @@ def _switch_word(value: object) -> object:
 
 
 Name = Annotated[str, _text(_name)]
-Source = Annotated[SourceUri, PlainValidator(_source), PlainSerializer(str)]
+Source = Annotated[SourceUri, PlainValidator(source_uri), PlainSerializer(str)]
+ModelSource = Annotated[SourceUri, PlainValidator(model_source), PlainSerializer(str)]
 StoreAddress = Annotated[str, _text(check_store)]
 QuantType = Annotated[str, _text(quant_type)]
 Chunks = Annotated[int | Literal["all"], _count_or("all", _MOST_CHUNKS)]
@@ -192,6 +230,8 @@ WorkerCount = Annotated[int | Literal["auto"], _count_or("auto", _MOST_WORKERS)]
 ByteCount = Annotated[int, PlainValidator(_bytes)]
 Duration = Annotated[int, PlainValidator(_duration)]
 """Seconds."""
+TokenCount = Annotated[int | Literal["all"], PlainValidator(_tokens)]
+Real = Annotated[float, BeforeValidator(_not_a_switch)]
 Whole = Annotated[int, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 OnOff = BeforeValidator(_switch_word)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from kldcloud.errors import SpecError
 from kldcloud.spec.engine import EngineOptions
@@ -19,6 +19,7 @@ from kldcloud.spec.fields import (
     StoreAddress,
     Switch,
     Whole,
+    name_after,
     refused,
     slug,
 )
@@ -27,7 +28,6 @@ from kldcloud.spec.quants import check_importance
 from kldcloud.spec.stop import StopSpec
 
 __all__ = [
-    "KINDS",
     "NOISE_FLOOR",
     "BaseSpec",
     "CandidateSpec",
@@ -109,8 +109,7 @@ class BaseSpec(SpecModel):
         if self.name is not None:
             return self.name
         source = self.model or self.logits
-        stem = slug(source.stem) if source else ""
-        return f"{stem}-{self.convert}" if stem and self.convert else stem
+        return name_after(source, self.convert) if source else ""
 
 
 class CandidateSpec(SpecModel):
@@ -259,10 +258,6 @@ class SweepJob(SpecModel):
             if corpus.format == "chat":
                 reason = "the tokens come from 'base.logits': leave it out"
                 raise refused(reason, "corpora", index, "format")
-
-
-KINDS: Final[dict[str, type[BaseModel]]] = {"sweep": SweepJob}
-"""Every kind of job file that there is a model for."""
 
 
 def _refuse_same_names(field: str, names: list[str]) -> None:

@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from kldcloud.errors import SpecError
 from kldcloud.spec.fields import but_not
-from kldcloud.spec.job import KINDS, SweepJob
+from kldcloud.spec.job import SweepJob
 from kldcloud.spec.nearest import did_you_mean
 from kldcloud.spec.overrides import apply_override
+from kldcloud.spec.qad_fields import IMATRIX_WORDS
+from kldcloud.spec.qad_job import QadJob
 from kldcloud.spec.refusal import refusal
 from kldcloud.spec.uri import parse_uri
 from kldcloud.spec.yaml_tree import Located, place_of, read_tree
 
-# The fields that hold a path of something to read, without the indices of their lists.
-_SOURCES: Final = {
-    ("base", "model"),
-    ("base", "logits"),
-    ("candidates", "model"),
-    ("candidates", "imatrix"),
-    ("candidates", "imatrix", "file"),
-    ("candidates", "imatrix", "text"),
-    ("corpora", "text"),
+KINDS: Final[Mapping[str, type[SweepJob | QadJob]]] = MappingProxyType(
+    {"sweep": SweepJob, "qad": QadJob}
+)
+"""Every kind of job file that there is a model for."""
+
+# The fields that hold a path of something to read, without the indices of their lists, and the
+# words that are none.
+_SOURCES: Final[Mapping[tuple[str, ...], tuple[str, ...]]] = {
+    ("base", "model"): (),
+    ("base", "logits"): (),
+    ("candidates", "model"): (),
+    ("candidates", "imatrix"): (),
+    ("candidates", "imatrix", "file"): (),
+    ("candidates", "imatrix", "text"): (),
+    ("corpora", "text"): (),
+    ("teacher",): (),
+    ("teacher", "model"): (),
+    ("student", "init"): (),
+    ("student", "init", "model"): (),
+    ("student", "init", "imatrix"): IMATRIX_WORDS,
+    ("data", "text"): (),
+    ("eval", "second_text"): (),
 }
 
 
-def load_job(path: Path, overrides: Sequence[str] = ()) -> SweepJob:
+def load_job(path: Path, overrides: Sequence[str] = ()) -> SweepJob | QadJob:
     """Read a job file; nothing but this one file is opened.
 
     Relative paths of models, texts and base files come back absolute. In the file they are
@@ -49,11 +65,26 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> SweepJob:
     tree = read_tree(path)
     for override in overrides:
         apply_override(tree, override)
-    _check_kind(tree)
+    kind = KINDS[_kind_of(tree)]
     try:
-        return SweepJob.model_validate(plain(tree))
+        return kind.model_validate(plain(tree))
     except ValidationError as error:
-        raise refusal(error, SweepJob, tree) from None
+        raise refusal(error, kind, tree) from None
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepJob:
+    """Read a job file whose run is looked for: only a sweep's can be told from its file.
+
+    Raises:
+        SpecError: as `load_job`, and for a job of another kind.
+    """
+    job = load_job(path, overrides)
+    if not isinstance(job, SweepJob):
+        raise SpecError(
+            f"{path}: this is a {job.kind} job, whose run cannot be told from its file",
+            hint="give the run's id, as launch printed it",
+        )
+    return job
 
 
 def plain(tree: Located, way: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - any YAML value
@@ -67,7 +98,8 @@ def plain(tree: Located, way: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - an
         return {key: plain(each, (*way, key)) for key, each in tree.value.items()}
     if isinstance(tree.value, list):
         return [plain(each, way) for each in tree.value]
-    if isinstance(tree.value, str) and way in _SOURCES:
+    words = _SOURCES.get(way)
+    if isinstance(tree.value, str) and words is not None and tree.value not in words:
         try:
             return parse_uri(tree.value).resolved(tree.origin.folder)
         except SpecError:
@@ -75,8 +107,8 @@ def plain(tree: Located, way: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - an
     return tree.value
 
 
-def _check_kind(tree: Located) -> None:
-    """Refuse a kind that there is no model for before its keys are called unknown."""
+def _kind_of(tree: Located) -> str:
+    """The kind of a job; refuses one without a model before its keys are called unknown."""
     assert isinstance(tree.value, dict)  # noqa: S101 - read_tree refuses anything else
     kind = tree.value.get("kind")
     if kind is None or kind.value is None:
@@ -86,3 +118,4 @@ def _check_kind(tree: Located) -> None:
         word = kind.value if isinstance(kind.value, str) else ""
         hint = did_you_mean(word, KINDS, kind="known kinds")
         raise SpecError(f"{kind.place}: kind: must be a kind of job{but_not(kind.value)}; {hint}")
+    return kind.value

@@ -1,0 +1,181 @@
+"""What a distillation job is made of, found or made on this machine: models, and texts in parts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from kldcloud.corpus.chunks import Tokens, cut_chunks
+from kldcloud.errors import UserError
+from kldcloud.models.cache import cache_folder
+from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.imatrix import importance_matrix
+from kldcloud.models.imatrix_file import check_fit, read_imatrix
+from kldcloud.models.llama_tokenizer import TokenizedText, tokenize
+from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
+from kldcloud.pipeline.options import llama_options
+from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.sources import Sources
+from kldcloud.spec.qad_job import QadJob
+from kldcloud.store.digest import sha256_bytes
+
+IMATRIX_CHUNKS: Final = 200
+"""At most so many training chunks make an importance matrix; people use 100 to 200."""
+_REAL: Final = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True, slots=True)
+class QadFiles:
+    """The models of a job.
+
+    Attributes:
+        teacher: at full precision.
+        baselines: what quantising alone comes to: round to nearest, then with an importance matrix.
+        init: what the student starts from; one of the baselines, or a file that was given.
+    """
+
+    teacher: ModelFile
+    baselines: tuple[ModelFile, ...]
+    init: ModelFile
+
+
+@dataclass(frozen=True, slots=True)
+class QadTexts:
+    """The text of a job, in three parts that do not overlap.
+
+    Attributes:
+        training: int32 [n, context], what is trained on.
+        looks: int32 [m, context], what is looked at while training; it chooses the best checkpoint.
+        proof: the rest, which nothing has seen: what the result is measured on.
+    """
+
+    training: Tokens
+    looks: Tokens
+    proof: str
+
+
+def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) -> QadTexts:
+    """Cut the job's text, at ends of lines.
+
+    Raises:
+        UserError: the text is too short for its parts.
+    """
+    data = job.data
+    text = sources.read_text(data.text, progress).removesuffix("\n")
+    split = _line_end(text, round(len(text) * (1 - data.heldout)))
+    train = tokenize(teacher, text[:split])
+    held = tokenize(teacher, text[split:])
+    wanted = job.eval.chunks
+    if wanted == "all":
+        wanted = len(held.tokens) // data.context // 2 - 1
+    # Looks take a part of the held-out text, and leave at least as much of it unseen.
+    share = (wanted + 1) * data.context / max(len(held.tokens), 1)
+    if share > 1 / 2:
+        raise UserError(
+            f"data.text: its held-out part has {len(held.tokens):,} tokens, too few for"
+            f" {wanted} chunks of {data.context} to look at and as many to be measured on",
+            hint="give a longer text, a larger data.heldout, or fewer eval.chunks",
+        )
+    middle = split + _line_end(text[split:], round((len(text) - split) * share))
+    looked = tokenize(teacher, text[split:middle])
+    looks = cut_chunks(looked.tokens, data.context, wanted)
+    limit = "all" if data.tokens == "all" else max(data.tokens // data.context, 1)
+    training = cut_chunks(train.tokens, data.context, limit)
+    return QadTexts(_bos_first(training, train), _bos_first(looks, looked), text[middle:])
+
+
+def _bos_first(chunks: Tokens, text: TokenizedText) -> Tokens:
+    """Chunks as the engine evaluates them: where the vocabulary adds BOS, each begins with it."""
+    if text.vocabulary.add_bos:
+        chunks = chunks.copy()
+        chunks[:, 0] = text.vocabulary.bos
+    return chunks
+
+
+def _line_end(text: str, at: int) -> int:
+    """The first place after a line's end from `at` on; the text's end if there is none."""
+    found = text.find("\n", at)
+    return len(text) if found < 0 else found + 1
+
+
+def qad_files(
+    job: QadJob, training: Tokens | None, progress: Progress, sources: Sources
+) -> QadFiles:
+    """Find the teacher, and make or find what it is compared with.
+
+    Args:
+        job: what is wanted.
+        training: int32 [n, context], what an importance matrix is computed from.
+        progress: for bars.
+        sources: where the job's files are.
+    """
+    teacher = find_teacher(job, progress, sources)
+    init = job.student.init
+    if init.model is not None:
+        path = sources.fetch(init.model, progress)
+        given = model_file("init", init.model.filename, path, progress)
+        return QadFiles(teacher, (), given)
+    assert init.quantize is not None  # noqa: S101 - the job has one of the two
+    plain = quantize_model(teacher, init.quantize, init.quantize, progress)
+    matrix = _imatrix(job, teacher, training, progress, sources)
+    name = f"{init.quantize}-imat"
+    weighed = quantize_model(teacher, init.quantize, name, progress, matrix)
+    chosen = plain if init.imatrix == "none" else weighed
+    return QadFiles(teacher, (plain, weighed), chosen)
+
+
+def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile:
+    """The teacher on this machine, at F16 if its file is quantised itself."""
+    spec = job.teacher
+    path = sources.fetch(spec.model, progress)
+    header = read_gguf_header(path)
+    found = model_file(spec.display_name, spec.model.filename, path, progress)
+    convert = spec.convert or ("F16" if _is_quantised(header) else None)
+    return found if convert is None else quantize_model(found, convert, found.name, progress)
+
+
+def _is_quantised(header: GgufHeader) -> bool:
+    return any(each.type_name not in _REAL for each in header.tensors.values())
+
+
+def _imatrix(
+    job: QadJob, teacher: ModelFile, training: Tokens | None, progress: Progress, sources: Sources
+) -> Path:
+    wanted = job.student.init.imatrix
+    if wanted not in {"auto", "none"} and wanted is not None and not isinstance(wanted, str):
+        path = sources.fetch(wanted, progress)
+        check_fit(read_imatrix(path), teacher.header, str(path))
+        return path
+    assert training is not None  # noqa: S101 - the caller has cut the text
+    chunks = training[:IMATRIX_CHUNKS]
+    options = llama_options(job.engine, job.engine.threads or os.cpu_count() or 1)
+    with progress.bar("importance matrix", len(chunks)) as bar:
+        return importance_matrix(
+            teacher.path,
+            teacher.sha256,
+            chunks,
+            options,
+            dataset=job.data.text.filename,
+            progress=bar.reach,
+        )
+
+
+def text_file(text: str) -> Path:
+    """A text as a file of this machine's cache, by its digest."""
+    data = text.encode()
+    path = cache_folder("texts", "texts") / f"{sha256_bytes(data)[:32]}.txt"
+    if not path.exists():
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part.write_bytes(data)
+        part.replace(path)
+    return path
+
+
+def tokens_digest(*parts: Tokens) -> str:
+    """SHA-256 of chunks, one part after the other, with their shapes."""
+    shapes = repr([each.shape for each in parts]).encode()
+    return sha256_bytes(b"".join([shapes, *(np.asarray(p, "<i4").tobytes() for p in parts)]))

@@ -1,0 +1,317 @@
+"""The training loop: forward KL from a frozen teacher, one process of `world` at a time.
+
+Every process holds teacher and student and sees its share of a step's chunks; gradients are summed
+over all of them before AdamW. What decides a bit is in the order of chunks, in the checkpoint and
+in the number of processes: on CPUs, a run that was killed ends in the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import distributed
+
+from kldcloud.errors import EngineError
+from kldcloud.qad.batches import Batches
+from kldcloud.qad.checkpoints import Checkpoints, Look, Progressed
+from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
+from kldcloud.qad.pair import Pair, load_pair
+from kldcloud.qad.student import NORMS, hidden_states, output_head
+from kldcloud.spec.qad_job import TrainSpec
+from kldcloud.store.base import Store
+
+BETAS: Final = (0.9, 0.95)
+_AVERAGES: Final = ("exp_avg", "exp_avg_sq")
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOrder:
+    """All that a training process is told.
+
+    Attributes:
+        run: the run's id.
+        prefix: of the run's keys in the store.
+        teacher: a GGUF.
+        init: a quantised GGUF of it.
+        tokens: int32 [n, context], the training chunks.
+        heldout: int32 [m, context], those that are looked at on the way.
+        train: how.
+        eval_every: steps between two looks.
+        checkpoint_every: steps between two checkpoints.
+        keep: checkpoints kept, beside the best one.
+        threads: of one process.
+    """
+
+    run: str
+    prefix: str
+    teacher: Path
+    init: Path
+    tokens: Tokens
+    heldout: Tokens
+    train: TrainSpec
+    eval_every: int
+    checkpoint_every: int
+    keep: int
+    threads: int
+
+    @property
+    def batches(self) -> Batches:
+        train = self.train
+        return Batches(len(self.tokens), train.global_batch, train.epochs, train.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """What one step came to.
+
+    Attributes:
+        step: steps done.
+        kld: mean KL divergence of its tokens before it, nats.
+        grad_norm: of the gradient, before it was clipped.
+        rate: learning rate of the codes.
+        look: the evaluation after it, if there was one.
+    """
+
+    step: int
+    kld: float
+    grad_norm: float
+    rate: float
+    look: Look | None
+
+
+class DivergedError(EngineError):
+    """A loss or gradient that is not a number: nothing good can follow."""
+
+
+class Training:
+    """One process's part of a training run; its state is where the last checkpoint left it.
+
+    Args:
+        order: what to do.
+        store: where checkpoints are.
+        rank: which process this is.
+        world: how many there are.
+        device: where the models go.
+    """
+
+    def __init__(
+        self,
+        order: TrainingOrder,
+        store: Store,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._order = order
+        self._rank, self._world, self._device = rank, world, device
+        self._checkpoints = Checkpoints(store, order.prefix, order.run)
+        self._pair = load_pair(order.teacher, order.init, order.train, device)
+        self._optimizer = _optimizer(self._pair, order.train)
+        self._teacher_head = output_head(self._pair.teacher)
+        self._progressed = Progressed(0, ())
+        self._resume()
+
+    @property
+    def progressed(self) -> Progressed:
+        """How far it is."""
+        return self._progressed
+
+    def steps(self) -> Iterator[StepDone]:
+        """Train to the end, or until patience ends; yields after each step.
+
+        The first look is taken before the first step. A checkpoint is written at each look, as the
+        best of them is what is exported.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite; the last checkpoint stays.
+        """
+        if not self._progressed.looks:
+            self._progressed = Progressed(0, (self._look(0),))
+            self._write()
+        while not is_over(self._progressed, self._order):
+            yield self._step()
+
+    def _step(self) -> StepDone:
+        number, total = self._progressed.step, self._order.batches.steps
+        rate = rate_at(number, total, self._order.train)
+        kld, norm = self._accumulate(number)
+        if not (math.isfinite(kld) and math.isfinite(norm)):
+            raise DivergedError(
+                f"the loss is {kld} and its gradient {norm} at step {number + 1} of {total}",
+                hint=f"the checkpoint of step {self._last_kept()} is good; try a lower train.lr",
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["height"] * rate
+        self._optimizer.step()
+        done, looks, look = number + 1, self._progressed.looks, None
+        if done % self._order.eval_every == 0 or done == total:
+            look = self._look(done)
+            looks = (*looks, look)
+        self._progressed = Progressed(done, looks)
+        if look or done % self._order.checkpoint_every == 0:
+            self._write()
+        return StepDone(done, kld, norm, self._optimizer.param_groups[0]["lr"], look)
+
+    def _accumulate(self, number: int) -> tuple[float, float]:
+        """Gradients of one step, summed over all processes and clipped: mean loss and norm."""
+        order = self._order
+        chosen = order.batches.step(number)
+        count = len(chosen) * order.tokens.shape[1]
+        mine = chosen[self._rank :: self._world]
+        self._optimizer.zero_grad(set_to_none=False)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for at in range(0, len(mine), order.train.micro_batch):
+            tokens = self._tensor(order.tokens[mine[at : at + order.train.micro_batch]])
+            with torch.no_grad():
+                wanted = hidden_states(self._pair.teacher, tokens)
+            states = hidden_states(self._pair.student.model, tokens)
+            found = kld_sum(states, self._student_head(), wanted, self._teacher_head)
+            (found.total / count).backward()
+            total += found.total.detach()
+        parameters = self._parameters()
+        if self._world > 1:
+            distributed.all_reduce(total)
+            for each in parameters:
+                distributed.all_reduce(each.grad)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, order.train.clip)
+        return float(total) / count, float(norm)
+
+    @torch.no_grad()
+    def _look(self, step: int) -> Look:
+        """Evaluate on held-out chunks, at the positions that a sweep scores."""
+        chunks = self._order.heldout
+        first = chunks.shape[1] // 2
+        kld, same, count = 0.0, 0, 0
+        for at in range(self._rank, len(chunks), self._world):
+            tokens = self._tensor(chunks[at : at + 1])
+            wanted = hidden_states(self._pair.teacher, tokens)[:, first:-1]
+            states = hidden_states(self._pair.student.model, tokens)[:, first:-1]
+            found = token_kld(states, self._student_head(), wanted, self._teacher_head)
+            kld += float(found.kld.sum(dtype=torch.float64))
+            same += int(found.same_top.sum())
+            count += found.kld.numel()
+        sums = torch.tensor([kld, same, count], dtype=torch.float64, device=self._device)
+        if self._world > 1:
+            distributed.all_reduce(sums)
+        kld, same, count = sums.tolist()
+        return Look(step, kld / count, same / count)
+
+    def _student_head(self) -> OutputHead:
+        return output_head(self._pair.student.model)
+
+    def _tensor(self, chunks: Tokens) -> torch.Tensor:
+        return torch.from_numpy(chunks.astype(np.int64)).to(self._device)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [each for group in self._optimizer.param_groups for each in group["params"]]
+
+    def _named(self) -> Mapping[str, torch.nn.Parameter]:
+        groups = self._pair.student.groups.values()
+        return {name: each for group in groups for name, each in group.items()}
+
+    def _last_kept(self) -> int:
+        return max(self._checkpoints.steps(), default=0)
+
+    def _write(self) -> None:
+        if self._rank == 0:
+            state = self._optimizer.state
+            averages = {
+                f"{name}.{kind}": state[each][kind]
+                for name, each in self._named().items()
+                for kind in _AVERAGES
+                if each in state
+            }
+            self._checkpoints.write(self._progressed, self._named(), averages)
+            newest = self._checkpoints.steps()[-self._order.keep :]
+            best = self._progressed.best
+            self._checkpoints.keep({*newest, *([best.step] if best else [])})
+        if self._world > 1:
+            distributed.barrier()
+
+    def _resume(self) -> None:
+        found = self._checkpoints.steps()
+        if not found:
+            return
+        checkpoint = self._checkpoints.read(found[-1])
+        named = self._named()
+        _check_names(checkpoint.weights, named)
+        with torch.no_grad():
+            for name, parameter in named.items():
+                parameter.copy_(checkpoint.weights[name])
+        for name, parameter in named.items():
+            averages = {kind: checkpoint.optimizer.get(f"{name}.{kind}") for kind in _AVERAGES}
+            if all(each is not None for each in averages.values()):
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(float(checkpoint.progressed.step)),
+                    **{
+                        kind: each.to(self._device)
+                        for kind, each in averages.items()
+                        if each is not None
+                    },
+                }
+        self._progressed = checkpoint.progressed
+
+
+def is_over(progressed: Progressed, order: TrainingOrder) -> bool:
+    """Whether there is nothing left to train: all steps are done, or no step promises any gain."""
+    train, best = order.train, progressed.best
+    if progressed.step >= order.batches.steps:
+        return True
+    if best is None:
+        return False
+    if progressed.step == 0:
+        return train.skip_below is not None and best.kld < train.skip_below
+    since = [each for each in progressed.looks if each.step > best.step]
+    return train.patience != "never" and len(since) >= train.patience
+
+
+def rate_at(step: int, total: int, train: TrainSpec) -> float:
+    """Share of the learning rate at a step, counted from 0.
+
+    It rises in a line over the warm-up, whose first step already moves; then it stays, or falls as
+    half a cosine to `final_lr` (Loshchilov and Hutter, arXiv:1608.03983, without restarts).
+    """
+    warm = math.ceil(train.warmup * total)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if train.schedule == "constant":
+        return 1.0
+    done = (step - warm) / max(total - warm, 1)
+    return train.final_lr + (1 - train.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _optimizer(pair: Pair, train: TrainSpec) -> torch.optim.AdamW:
+    norms = train.lr if train.lr_norms is None else train.lr_norms
+    groups: list[dict[str, Any]] = [
+        {
+            "params": list(named.values()),
+            "height": norms if name == NORMS else train.lr,
+            # Decay would pull a norm towards 0, which is no smaller model.
+            "weight_decay": 0.0 if name == NORMS else train.weight_decay,
+        }
+        for name, named in pair.student.groups.items()
+    ]
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=BETAS)
+
+
+def _check_names(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """A checkpoint of this very run has what is trained; anything else was tampered with."""
+    mine = {name: tuple(each.shape) for name, each in wanted.items()}
+    if {name: tuple(each.shape) for name, each in found.items()} != mine:
+        raise EngineError(
+            "a checkpoint holds other tensors than those that are trained",
+            hint="delete the run's checkpoints and launch the job again",
+        )

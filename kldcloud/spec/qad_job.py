@@ -1,0 +1,306 @@
+"""What a distillation job says: teacher, student, the text to train on, how, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from kldcloud.errors import SpecError
+from kldcloud.spec.engine import EngineOptions
+from kldcloud.spec.fields import (
+    Chunks,
+    ModelSource,
+    Name,
+    Real,
+    Source,
+    SpecModel,
+    StoreAddress,
+    Switch,
+    TokenCount,
+    Whole,
+    but_not,
+    model_source,
+    name_after,
+    refused,
+)
+from kldcloud.spec.qad_fields import (
+    GgufPath,
+    ImatrixChoice,
+    Patience,
+    TrainableType,
+    known_format,
+    share_up_to,
+)
+from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX, check_importance
+from kldcloud.spec.uri import SourceUri
+
+_LEAST_CONTEXT: Final = 16  # llama.cpp computes no importance matrix with fewer
+_MOST_CONTEXT: Final = 1 << 20
+_MOST_EPOCHS: Final = 10_000
+_MOST_CHUNKS_A_STEP: Final = 1 << 20
+_MOST_STEPS: Final = (1 << 31) - 1
+_MOST_KEPT: Final = 1000
+_LARGEST_SEED: Final = (1 << 32) - 1
+_LARGEST_NORM: Final = 1e6
+_MOST_NATS: Final = 100
+
+
+class TeacherSpec(SpecModel):
+    """The model that the student is drawn back to; never changed. A file alone stands for `model`.
+
+    Attributes:
+        model: a GGUF file.
+        convert: the type that it is converted to first, which makes a quantised file usable as the
+            base of `quantize`.
+        name: what reports call it.
+    """
+
+    model: ModelSource
+    convert: Literal["F32", "F16", "BF16"] | None = None
+    name: Name | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _file_alone(cls, data: Any) -> Any:  # noqa: ANN401 - pydantic hands over what was given
+        return {"model": model_source(data)} if isinstance(data, str | SourceUri) else data
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if not self.display_name:
+            raise refused("no name can be made from the file's name: give one with 'name'")
+        return self
+
+    @property
+    def display_name(self) -> str:
+        """As the base of the sweep that measures the student has it."""
+        return self.name or name_after(self.model, self.convert)
+
+
+class InitSpec(SpecModel):
+    """The quantised file that the student starts from. A file alone stands for `model`.
+
+    Its scales and mins stay as they are; training moves its codes.
+
+    Attributes:
+        quantize: the llama.cpp type that the teacher is quantised to.
+        imatrix: the file of an importance matrix for that, or auto, which computes one from the
+            training text, or none; never None where `quantize` is given.
+        model: a GGUF file that exists already, instead.
+    """
+
+    quantize: TrainableType | None = None
+    imatrix: ImatrixChoice | None = None
+    model: ModelSource | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelt_out(cls, data: Any) -> Any:  # noqa: ANN401 - pydantic hands over what was given
+        if isinstance(data, str | SourceUri):
+            return {"model": model_source(data)}
+        if isinstance(data, Mapping) and data.get("imatrix") is None:
+            quantize = data.get("quantize")
+            if isinstance(quantize, str):
+                heeds = quantize.upper() not in TAKES_NO_IMPORTANCE_MATRIX
+                return {**data, "imatrix": "auto" if heeds else "none"}
+        return data
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.quantize is None) == (self.model is None):
+            raise refused("give exactly one of 'quantize' and 'model'")
+        if self.model is not None and self.imatrix is not None:
+            raise refused("only what is quantised here takes one: leave it out", "imatrix")
+        if self.quantize is not None:
+            try:
+                check_importance(self.quantize, given=self.imatrix != "none")
+            except SpecError as error:
+                raise refused(str(error), "imatrix") from None
+        return self
+
+
+class StudentSpec(SpecModel):
+    """What is trained.
+
+    Attributes:
+        format: how its weights are kept.
+        init: the quantised file that it starts from.
+    """
+
+    format: Annotated[Literal["gguf"], BeforeValidator(known_format)] = "gguf"
+    init: InitSpec
+
+
+class DataSpec(SpecModel):
+    """The text, which is cut in two: the first part is trained on, the last is held out.
+
+    Attributes:
+        text: where it is; UTF-8.
+        tokens: tokens of the first part that are trained on at most, from its start.
+        context: tokens in a chunk.
+        heldout: share of the text that is held out.
+    """
+
+    text: Source
+    tokens: TokenCount = "all"
+    context: Annotated[Whole, Field(ge=_LEAST_CONTEXT, le=_MOST_CONTEXT)] = 512
+    heldout: Annotated[float, share_up_to(0.5, zero=False)] = 0.1
+
+
+class TrainSpec(SpecModel):
+    """How the student is trained: AdamW on the KL divergence from teacher to student, in nats.
+
+    Attributes:
+        epochs: passes over the training chunks.
+        global_batch: chunks in a step, on all devices together.
+        micro_batch: chunks that one device has in memory at once.
+        lr: learning rate at its height.
+        lr_norms: that of the norms; None takes `lr`.
+        schedule: how the learning rate goes on after the warm-up.
+        final_lr: share of the learning rate at which the cosine ends.
+        warmup: share of all steps in which the learning rate rises from 0.
+        clip: L2 norm that the gradient of a step is cut to.
+        weight_decay: AdamW's.
+        train_codes: whether quantised weights are trained.
+        train_norms: whether the norms are.
+        train_head: whether the output head is; where it is tied, that is the embedding as well.
+        seed: of the order of chunks.
+        patience: evaluations without a new best before training stops.
+        skip_below: nats; where the init loses less on held-out text, nothing is trained.
+    """
+
+    epochs: Annotated[Whole, Field(ge=1, le=_MOST_EPOCHS)] = 1
+    global_batch: Annotated[Whole, Field(ge=1, le=_MOST_CHUNKS_A_STEP)] = 8
+    micro_batch: Annotated[Whole, Field(ge=1, le=_MOST_CHUNKS_A_STEP)] = 1
+    lr: Annotated[Real, Field(gt=0, le=1)] = 2e-4
+    lr_norms: Annotated[Real, Field(gt=0, le=1)] | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_lr: Annotated[float, share_up_to(1)] = 0.1
+    warmup: Annotated[float, share_up_to(0.5)] = 0.05
+    clip: Annotated[Real, Field(gt=0, le=_LARGEST_NORM)] = 1.0
+    weight_decay: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    train_codes: Switch = True
+    train_norms: Switch = True
+    train_head: Switch = False
+    seed: Annotated[Whole, Field(ge=0, le=_LARGEST_SEED)] = 1
+    patience: Patience = 3
+    skip_below: Annotated[Real, Field(gt=0, le=_MOST_NATS)] | None = None
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if not (self.train_codes or self.train_norms or self.train_head):
+            raise refused("nothing is left to train: set train_codes, train_norms or train_head")
+        if self.global_batch % self.micro_batch:
+            reason = f"must divide global_batch, which is {self.global_batch}"
+            raise refused(f"{reason}{but_not(self.micro_batch)}", "micro_batch")
+        if self.lr_norms is not None and not self.train_norms:
+            raise refused("is of no use while train_norms is false", "lr_norms")
+        return self
+
+
+class EvalSpec(SpecModel):
+    """What the student is measured on, while it is trained and afterwards.
+
+    Attributes:
+        every: steps between two evaluations on held-out chunks; one comes before the first step
+            and one after the last in any case.
+        chunks: held-out chunks of each of them, from the start.
+        heldout_chunks: held-out chunks of the sweep after training.
+        second_text: another text for that sweep; UTF-8.
+        second_chunks: chunks of it, from its start.
+    """
+
+    every: Annotated[Whole, Field(ge=1, le=_MOST_STEPS)] = 20
+    chunks: Chunks = 4
+    heldout_chunks: Chunks = "all"
+    second_text: Source | None = None
+    second_chunks: Chunks = 16
+
+
+class CheckpointSpec(SpecModel):
+    """What a killed job goes on from.
+
+    Attributes:
+        every: steps between two of them.
+        keep: how many of the latest are kept.
+    """
+
+    every: Annotated[Whole, Field(ge=1, le=_MOST_STEPS)] = 20
+    keep: Annotated[Whole, Field(ge=1, le=_MOST_KEPT)] = 2
+
+
+class ExportSpec(SpecModel):
+    """The file that is made of the trained student; the store has it in any case.
+
+    Attributes:
+        to: its format.
+        path: where a copy goes, relative to the current folder.
+    """
+
+    to: Literal["gguf"] = "gguf"
+    path: GgufPath | None = None
+
+
+class QadJob(SpecModel):
+    """A job file of `kind: qad`.
+
+    `load.load_job` makes one from a file with its paths made absolute, but for `export.path` and
+    `store`; built in Python, all of them stay as they were given.
+
+    Attributes:
+        kind: always `qad`.
+        name: the job's name in reports.
+        teacher: the model to come back to.
+        student: what is trained, and from where.
+        data: the text.
+        train: how.
+        eval: what it is measured on.
+        checkpoints: what a killed job goes on from.
+        export: the file that comes of it.
+        engine: how llama.cpp evaluates the models when they are measured.
+        cluster: a name from `clusters/`, or a path: see `cluster.load_cluster`.
+        store: a folder, relative to the current one, or `s3://bucket/prefix`.
+    """
+
+    kind: Literal["qad"]
+    name: Name
+    teacher: TeacherSpec
+    student: StudentSpec
+    data: DataSpec
+    train: TrainSpec = TrainSpec()
+    eval: EvalSpec = EvalSpec()
+    checkpoints: CheckpointSpec = CheckpointSpec()
+    export: ExportSpec = ExportSpec()
+    engine: EngineOptions = EngineOptions()
+    cluster: Annotated[str, Field(min_length=1, max_length=4096)] = "local"
+    store: StoreAddress = "./kldcloud-store"
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        batch, context, tokens = self.train.global_batch, self.data.context, self.data.tokens
+        if tokens != "all" and tokens < batch * context:
+            reason = f"is less than one step of {batch} chunks of {context} tokens"
+            raise refused(f"{reason}{but_not(tokens)}", "data", "tokens")
+        if self.eval.second_text == self.data.text:
+            raise refused("is the training text: give another, or none", "eval", "second_text")
+        if self.student.init.model == self.teacher.model:
+            raise refused("is the teacher itself: there is nothing to win back", "student", "init")
+        if self.export.path is not None:
+            place = SourceUri("file", "", str(self.export.path)).resolved(Path())
+            for source in self._read():
+                if source.resolved(Path()) == place:
+                    raise refused("would overwrite a file that this job reads", "export", "path")
+        return self
+
+    def _read(self) -> list[SourceUri]:
+        init = self.student.init
+        named = (
+            self.teacher.model,
+            init.model,
+            init.imatrix,
+            self.data.text,
+            self.eval.second_text,
+        )
+        return [each for each in named if isinstance(each, SourceUri)]
