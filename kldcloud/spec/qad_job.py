@@ -44,7 +44,7 @@ _MOST_CHUNKS_A_STEP: Final = 1 << 20
 _MOST_STEPS: Final = (1 << 31) - 1
 _MOST_KEPT: Final = 1000
 _LARGEST_SEED: Final = (1 << 32) - 1
-_LARGEST_NORM: Final = 1e6
+_LARGEST_NORM: Final = 1_000_000
 _MOST_NATS: Final = 100
 
 
