@@ -43,6 +43,8 @@ def launch_qad(
 ) -> None:
     """Train, measure, and print what came of it; or only what would be done.
 
+    Results go to stdout: the table and the verdict, or the summary alone as JSON.
+
     Raises:
         UserError: it names a cluster on which nothing can be trained.
         KldcloudError: the trained file is no better than its init; the table is printed before.
@@ -59,12 +61,15 @@ def launch_qad(
     kept = open_store(job.store)
     outcome = run_qad(job, where, kept, progress)
     show_summary(outcome.summary, as_json=as_json)
-    typer.echo(outcome.verdict, err=as_json)
+    for line in outcome.verdict.lines:
+        typer.echo(line, err=as_json)
+    if outcome.export:
+        progress.note(f"{outcome.run} in {outcome.seconds:.0f} s: {kept.uri}/{outcome.export}")
     if outcome.failed is not None:
         raise outcome.failed
     progress.note(
-        f"run {outcome.run} in {outcome.seconds:.0f} s, exported to {outcome.export}; "
-        f"kldcloud report {outcome.run} --store {kept.uri} --format {formats()}"
+        f"kldcloud report {outcome.summary.run} --store {kept.uri} --format {formats()} "
+        "shows the table again"
     )
 
 

@@ -101,7 +101,7 @@ class QadPlan:
 
     def _proof(self) -> str:
         found = self.job.eval
-        texts = f"{_counted(found.heldout_chunks, 'chunk')} held out"
+        texts = f"{_counted(found.heldout_chunks, 'chunk')} held out after those"
         if found.second_text is not None:
             texts += f", {_counted(found.second_chunks, 'chunk')} of {found.second_text}"
         return f"a sweep with the teacher as its base: {texts}"

@@ -35,7 +35,9 @@ def job(tmp_path: Path) -> Path:
 
 
 def trained(
-    monkeypatch: pytest.MonkeyPatch, failed: KldcloudError | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    failed: KldcloudError | None = None,
+    export: str = "qad/demo-0123abcd/student.gguf",
 ) -> list[tuple[Any, ...]]:
     """Let every job end at once; returns what each was started with."""
     started: list[tuple[Any, ...]] = []
@@ -43,12 +45,12 @@ def trained(
     def run_qad(*arguments: Any) -> SimpleNamespace:
         started.append(arguments)
         return SimpleNamespace(
-            run="0123abcd",
+            run="demo-0123abcd",
             summary=as_summary(summary_dict()),
-            verdict="-30 % of the KLD of its init",
+            verdict=SimpleNamespace(lines=("held-out: better", "second-text: better")),
             failed=failed,
             seconds=61.4,
-            export="qad/0123abcd/export.gguf",
+            export=export,
         )
 
     module = ModuleType("kldcloud.pipeline.qad")
@@ -68,8 +70,10 @@ def test_a_launch_trains_and_shows_table_verdict_and_file(
     assert (given.train.seed, where.remote) == (7, False)
     assert store.uri.endswith("/store")
     assert "mean KLD" in said.out
-    assert said.out.splitlines()[-1] == "-30 % of the KLD of its init"
-    assert "run 0123abcd in 61 s, exported to qad/0123abcd/export.gguf; kldcloud report" in said.err
+    assert said.out.splitlines()[-2:] == ["held-out: better", "second-text: better"]
+    file, again = said.err.splitlines()
+    assert file == f"demo-0123abcd in 61 s: {store.uri}/qad/demo-0123abcd/student.gguf"
+    assert again.startswith(f"kldcloud report {summary_dict()['run']} --store {store.uri} --format")
 
 
 def test_json_of_a_launch_is_the_summary_and_nothing_else(
@@ -78,7 +82,15 @@ def test_json_of_a_launch_is_the_summary_and_nothing_else(
     trained(monkeypatch)
     said = command("launch", job, "--json")
     assert json.loads(said.out) == as_summary(summary_dict()).to_json_dict()
-    assert "-30 % of the KLD of its init" in said.err
+    assert "held-out: better\nsecond-text: better\n" in said.err
+
+
+def test_without_a_file_none_is_spoken_of(
+    job: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(monkeypatch, export="")
+    (again,) = command("launch", job).err.splitlines()
+    assert again.startswith("kldcloud report ")
 
 
 def test_a_file_that_is_no_better_is_shown_and_ends_in_exit_code_1(
@@ -88,7 +100,9 @@ def test_a_file_that_is_no_better_is_shown_and_ends_in_exit_code_1(
     said = command("launch", job)
     assert said.code == 1
     assert "mean KLD" in said.out
-    assert said.last_words == "demo is no better than its init"
+    file, complaint = said.err.splitlines()
+    assert file.endswith("/student.gguf")
+    assert complaint == "kldcloud: demo is no better than its init"
 
 
 @pytest.mark.parametrize("verb", [("plan",), ("launch", "--dry-run")])

@@ -38,7 +38,10 @@ def test_a_plan_counts_what_the_file_lets_it_count() -> None:
             "the training text; Q4_0 with importances; the trained file in the store; "
             "its copy out.gguf"
         ),
-        "  proof       a sweep with the teacher as its base: all chunks held out, 1 chunk of b.txt",
+        (
+            "  proof       a sweep with the teacher as its base: all chunks held out after those, "
+            "1 chunk of b.txt"
+        ),
         "  store       ./kldcloud-store",
     ]
 
