@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kldcloud.spec.cluster import load_cluster
+from kldcloud.spec.job import SweepJob
 from kldcloud.spec.load import load_job
 from tests.clusters.moto_aws import sky_home
 
@@ -47,13 +48,14 @@ def stem(path: Path) -> str:
 
 def test_the_clusters_that_the_readme_speaks_of_are_there() -> None:
     assert {"local", "rtx5080", "slurm", "h100", "h100x8"} <= set(map(stem, CLUSTERS))
-    assert {"demo", "qwen3.5-35b-a3b"} <= set(map(stem, JOBS))
+    assert {"demo", "qad-demo", "qwen3.5-35b-a3b"} <= set(map(stem, JOBS))
 
 
 @pytest.mark.parametrize("path", JOBS, ids=stem)
 def test_a_job_names_clusters_that_are_there(path: Path) -> None:
     job = load_job(path)
-    for name in (job.cluster, *job.rates):
+    rates = job.rates if isinstance(job, SweepJob) else {}
+    for name in (job.cluster, *rates):
         load_cluster(name, folder=REPOSITORY / "clusters")
 
 

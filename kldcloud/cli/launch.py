@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from kldcloud.cli.terminal import TerminalProgress
     from kldcloud.pipeline.sweep import SweepOutcome
+    from kldcloud.report.summary_shape import Summary
     from kldcloud.spec.cluster import ClusterSpec
     from kldcloud.spec.job import SweepJob
     from kldcloud.store.base import Store
@@ -57,25 +58,31 @@ def launch(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure every candidate of a sweep; run it again to go on where it stopped."""
+    """Run a sweep or a distillation; run it again to go on where it stopped."""
     from kldcloud.cli.plan import make_estimate
+    from kldcloud.cli.qad_launch import launch_qad, refuse_for_qad
     from kldcloud.cli.terminal import TerminalProgress
     from kldcloud.pipeline.sweep import run_sweep
     from kldcloud.spec.cluster import load_cluster
     from kldcloud.spec.load import load_job
+    from kldcloud.spec.qad_job import QadJob
     from kldcloud.store import open_store
 
-    sweep = load_job(job, overrides(settings, cluster, store))
-    where = load_cluster(sweep.cluster)
+    wanted = load_job(job, overrides(settings, cluster, store))
+    where = load_cluster(wanted.cluster)
     progress = TerminalProgress()
+    if isinstance(wanted, QadJob):
+        refuse_for_qad(rate=rate)
+        launch_qad(wanted, where, progress, dry_run=dry_run, as_json=as_json)
+        return
     if dry_run:
-        estimate = make_estimate(sweep, where, rate, progress)
+        estimate = make_estimate(wanted, where, rate, progress)
         typer.echo(estimate.to_json() if as_json else estimate.to_text())
         return
-    kept = open_store(sweep.store)
+    kept = open_store(wanted.store)
     if where.remote:
         _launch_remote(
-            sweep,
+            wanted,
             where,
             kept,
             progress,
@@ -87,7 +94,7 @@ def launch(
             as_json=as_json,
         )
         return
-    outcome = run_sweep(sweep, where, kept, progress)
+    outcome = run_sweep(wanted, where, kept, progress)
     show_outcome(outcome, as_json=as_json)
     progress.note(
         f"run {outcome.run} in {outcome.seconds:.0f} s; "
@@ -101,13 +108,25 @@ def show_outcome(outcome: SweepOutcome, *, as_json: bool) -> None:
     Raises:
         PartialFailureError: if some of its candidates failed.
     """
-    _show(outcome.summary, as_json=as_json)
+    show_summary(outcome.summary, as_json=as_json)
     if outcome.failures:
         from kldcloud.clusters.node import partial_failure
 
         failed = partial_failure(outcome)
         assert failed is not None  # noqa: S101 - there are failures
         raise failed
+
+
+def show_summary(summary: Summary, *, as_json: bool) -> None:
+    """Print the table of a run."""
+    from kldcloud.cli.terminal import stdout_console
+    from kldcloud.report.render import render
+    from kldcloud.report.terminal import print_table
+
+    if as_json:
+        typer.echo(render(summary, "json"), nl=False)
+    else:
+        print_table(summary, stdout_console())
 
 
 def formats() -> str:
@@ -175,7 +194,7 @@ def _launch_remote(
         )
         raise typer.Exit(0) from None
     ended = remote.finish(started, followed, kept, progress)
-    _show(read_summary(FoundRun(ended.run, kept)), as_json=as_json)
+    show_summary(read_summary(FoundRun(ended.run, kept)), as_json=as_json)
     if ended.failed is not None:
         raise ended.failed
     progress.note(f"run {ended.run}; kldcloud report {ended.run} {come_back} --format {formats()}")
@@ -191,16 +210,3 @@ def _ask() -> None:
         )
     if not typer.confirm("launch?", err=True):
         raise UserError("not launched", hint="nothing was spent")
-
-
-def _show(summary: object, *, as_json: bool) -> None:
-    from kldcloud.cli.terminal import stdout_console
-    from kldcloud.report.render import render
-    from kldcloud.report.summary_file import Summary
-    from kldcloud.report.terminal import print_table
-
-    assert isinstance(summary, Summary)  # noqa: S101 - both callers have one
-    if as_json:
-        typer.echo(render(summary, "json"), nl=False)
-    else:
-        print_table(summary, stdout_console())

@@ -36,19 +36,26 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show tokens, rows, bytes, hours and money; nothing is spent, or written to the store."""
+    from kldcloud.cli.qad_launch import refuse_for_qad, show_qad_plan
     from kldcloud.cli.terminal import TerminalProgress
     from kldcloud.spec.cluster import load_cluster
     from kldcloud.spec.load import load_job
+    from kldcloud.spec.qad_job import QadJob
 
-    sweep = load_job(job, overrides(settings, cluster, store))
-    estimate = make_estimate(sweep, load_cluster(sweep.cluster), rate, TerminalProgress())
+    wanted = load_job(job, overrides(settings, cluster, store))
+    where = load_cluster(wanted.cluster)
+    if isinstance(wanted, QadJob):
+        refuse_for_qad(rate=rate, pilot=pilot)
+        show_qad_plan(wanted, where, as_json=as_json)
+        return
+    estimate = make_estimate(wanted, where, rate, TerminalProgress())
     if pilot is not None:
         from dataclasses import replace
 
         from kldcloud.estimate.pilot import forecasts
 
         chunks = {each.name: each.chunks for each in estimate.corpora}
-        estimate = replace(estimate, forecasts=forecasts(sweep, chunks, pilot))
+        estimate = replace(estimate, forecasts=forecasts(wanted, chunks, pilot))
     typer.echo(estimate.to_json() if as_json else estimate.to_text())
 
 

@@ -185,7 +185,7 @@ def _tokens(value: object) -> int | Literal["all"]:
     count = Decimal(found["number"]) * _THOUSANDS[found["unit"]] if found else Decimal(0)
     if type(value) is int:
         count = Decimal(value)
-    if count % 1 or not 1 <= count <= _MOST_TOKENS:
+    if not 1 <= count <= _MOST_TOKENS or count % 1:
         raise refused(f"must be all or a number of tokens such as 20k, 5M or 1B{but_not(value)}")
     return int(count)
 

@@ -44,7 +44,7 @@ _MOST_CHUNKS_A_STEP: Final = 1 << 20
 _MOST_STEPS: Final = (1 << 31) - 1
 _MOST_KEPT: Final = 1000
 _LARGEST_SEED: Final = (1 << 32) - 1
-_LARGEST_NORM: Final = 1e6
+_LARGEST_NORM: Final = 1_000_000
 _MOST_NATS: Final = 100
 
 
@@ -207,7 +207,7 @@ class EvalSpec(SpecModel):
         every: steps between two evaluations on held-out chunks; one comes before the first step
             and one after the last in any case.
         chunks: held-out chunks of each of them, from the start.
-        heldout_chunks: held-out chunks of the sweep after training.
+        heldout_chunks: chunks of the sweep after training, from what is held out after those.
         second_text: another text for that sweep; UTF-8.
         second_chunks: chunks of it, from its start.
     """

@@ -244,15 +244,15 @@ def test_only_places_are_taken_for_paths(job_file: Path) -> None:
         ),
         (
             "kind: sweep",
-            "kind: qad",
-            "x.yaml:1: kind: must be a kind of job, not 'qad'; known kinds: sweep",
+            "kind: prune",
+            "x.yaml:1: kind: must be a kind of job, not 'prune'; known kinds: sweep, qad",
         ),
         (
             "kind: sweep",
             "kind: 3",
-            "x.yaml:1: kind: must be a kind of job, not 3; known kinds: sweep",
+            "x.yaml:1: kind: must be a kind of job, not 3; known kinds: sweep, qad",
         ),
-        ("kind: sweep\n", "", "x.yaml:1: kind: is missing; known kinds: sweep"),
+        ("kind: sweep\n", "", "x.yaml:1: kind: is missing; known kinds: sweep, qad"),
         (
             "base: {model: base.gguf, convert: F16}",
             "base:",
@@ -351,7 +351,7 @@ def test_an_empty_override_puts_the_default_back(job_file: Path) -> None:
             ),
         ),
         ("name=", "--set: name: is missing"),
-        ("kind=qad", "--set: kind: must be a kind of job, not 'qad'; known kinds: sweep"),
+        ("kind=prune", "--set: kind: must be a kind of job, not 'prune'; known kinds: sweep, qad"),
         ("threads", "--set: 'threads': write key=value, such as engine.threads=4"),
         ("=4", "--set: '': write keys such as corpora[0].chunks"),
         ("a..b=4", "--set: 'a..b': write keys such as corpora[0].chunks"),
