@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import Sources
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.store.digest import sha256_bytes
 
 IMATRIX_CHUNKS: Final = 200
@@ -83,7 +84,9 @@ def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) 
     middle = split + _line_end(text[split:], round((len(text) - split) * share))
     looked = tokenize(teacher, text[split:middle])
     looks = cut_chunks(looked.tokens, data.context, wanted)
-    limit = "all" if data.tokens == "all" else max(data.tokens // data.context, 1)
+    limit: int | Literal["all"] = "all"
+    if data.tokens != "all":
+        limit = max(data.tokens // data.context, 1)
     training = cut_chunks(train.tokens, data.context, limit)
     return QadTexts(_bos_first(training, train), _bos_first(looks, looked), text[middle:])
 
@@ -121,6 +124,8 @@ def qad_files(
         return QadFiles(teacher, (), given)
     assert init.quantize is not None  # noqa: S101 - the job has one of the two
     plain = quantize_model(teacher, init.quantize, init.quantize, progress)
+    if init.quantize in TAKES_NO_IMPORTANCE_MATRIX:
+        return QadFiles(teacher, (plain,), plain)
     matrix = _imatrix(job, teacher, training, progress, sources)
     name = f"{init.quantize}-imat"
     weighed = quantize_model(teacher, init.quantize, name, progress, matrix)

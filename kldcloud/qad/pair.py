@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def load_pair(
 
     Raises:
         FormatError: the two are not of one shape.
-        UserError: a tensor that is to be trained has a type without a grid.
+        UserError: there is nothing quantised to train.
     """
     of_teacher, of_init = map_model(teacher), map_model(init)
     check_shapes(of_teacher, of_init)
@@ -68,26 +68,26 @@ def load_pair(
     return Pair(models[0], student)
 
 
-def trained_grids(init: ModelMap, train: TrainSpec) -> Iterator[tuple[str, Grid]]:
+def trained_grids(init: ModelMap, train: TrainSpec) -> Mapping[str, Grid]:
     """The grids of those of the init's tensors that are trained, in the model's row order.
 
+    A head that is not quantised is trained as it is.
+
     Raises:
-        UserError: one of them is of a type without a grid; it is named.
+        UserError: codes are to be trained, and the init has none.
     """
+    grids = {}
     for name, parameter in init.parameters.items():
         is_head = name == init.head
         wanted = train.train_head if is_head else train.train_codes and name != EMBEDDING
-        if not wanted or len(parameter.shape) == 1:
-            continue
-        if parameter.tensor.type_name not in BLOCK_TYPES:
-            if is_head or parameter.tensor.type_name in {"F32", "F16", "BF16"}:
-                continue  # not quantised: it stays as it is
-            raise UserError(
-                f"{init.path}: tensor {parameter.tensor.name} is {parameter.tensor.type_name},"
-                " whose codes cannot be trained",
-                hint=f"start from a file of {', '.join(BLOCK_TYPES)}",
-            )
-        yield name, grid_of(init, parameter)
+        if wanted and parameter.tensor.type_name in BLOCK_TYPES:
+            grids[name] = grid_of(init, parameter)
+    if train.train_codes and not set(grids) - {init.head}:
+        raise UserError(
+            f"{init.path}: has no quantised tensor in its layers",
+            hint=f"start from a file of {', '.join(BLOCK_TYPES)}",
+        )
+    return grids
 
 
 def grid_of(init: ModelMap, parameter: ModelParameter) -> Grid:
