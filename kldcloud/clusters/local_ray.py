@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from kldcloud.clusters.interrupts import never_swallowed
 from kldcloud.clusters.ray_actors import (
     ENVIRONMENT,
+    GLOO_INTERFACE,
     OBJECT_STORE_BYTES,
     RayActors,
     first_line,
@@ -18,7 +20,7 @@ from kldcloud.clusters.ray_actors import (
 )
 from kldcloud.clusters.ray_folder import ray_folder
 from kldcloud.errors import EngineError
-from kldcloud.pipeline.machines import NodeFacts, Seat, WorkerSettings, this_node
+from kldcloud.pipeline.machines import NodeFacts, Seat, WorkerSettings, World, this_node
 
 
 class LocalMachines:
@@ -35,6 +37,11 @@ class LocalMachines:
     def start(self, seats: Sequence[Seat], settings: WorkerSettings) -> RayActors:
         self._started.enter_context(local_ray(len(seats), sum(seat.gpus for seat in seats)))
         return RayActors(seats, settings)
+
+    @contextlib.contextmanager
+    def room(self, world: World) -> Iterator[Mapping[str, float]]:
+        with local_ray(world.processes, world.processes if world.gpus else 0):
+            yield {"GPU": 1.0} if world.gpus else {"CPU": 1.0}
 
     def end(self) -> None:
         self._started.close()
@@ -53,6 +60,7 @@ def local_ray(workers: int, gpus: int = 0) -> Iterator[None]:
     """
     os.environ.update(ENVIRONMENT)
     os.environ["RAY_AUTH_TOKEN"] = _token()
+    os.environ[GLOO_INTERFACE] = "lo0" if sys.platform == "darwin" else "lo"
     # Ray's word for "stay on loopback" (its default on macOS); without it, Ray swaps
     # 127.0.0.1 for the machine's own address and listens on every interface.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

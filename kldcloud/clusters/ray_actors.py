@@ -17,10 +17,16 @@ NODE_SHARE = 1e-3
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's least: only tokens and replies pass through it."""
 
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+"""Where processes that train on CPUs listen for each other: else where the host's name points to,
+which is a loopback address on many machines, and the public one on others."""
+
 ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # V1 of Ray Train has no policy for processes that die.
+    "RAY_TRAIN_V2_ENABLED": "1",
     # Products inside a worker are cut into fixed tiles; BLAS must not cut them again.
     "OPENBLAS_NUM_THREADS": "1",
     # A worker's large buffers come and go with chunks and models: give them back at once.

@@ -8,19 +8,23 @@ opens no port of Ray's. There is no dashboard, no client server and no metrics p
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from kldcloud.clusters.ray_actors import (
     ENVIRONMENT,
+    GLOO_INTERFACE,
     NODE_SHARE,
     OBJECT_STORE_BYTES,
     RayActors,
@@ -29,14 +33,22 @@ from kldcloud.clusters.ray_actors import (
 )
 from kldcloud.clusters.sky_task import RAY_TOKEN
 from kldcloud.errors import EngineError, UserError
-from kldcloud.pipeline.machines import NodeFacts, Seat, WorkerSettings, this_node
+from kldcloud.pipeline.machines import NodeFacts, Seat, WorkerSettings, World, this_node
 
 GCS_PORT = 6391
 """Not Ray's own 6379, nor SkyPilot's 6380: either may run beside ours."""
 JOIN_SECONDS = 900.0
 """Set-up ends at different times on different machines."""
+MACHINE = "machine"
+"""What Ray calls the room for training processes on any of our machines, and"""
+MACHINE_PARTS = 10_000
+"""how many parts it has."""
 LOST_SECONDS = 20.0
 """How long the head's port may be closed before the others take the run for ended."""
+
+
+_SIOCGIFADDR = 0x8915
+"""netdevice(7): the address of an interface, 4 bytes at 20 of a `struct ifreq`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,11 @@ class Place:
     def resource(self) -> str:
         """What Ray calls this machine."""
         return node_name(self.rank)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray has of this machine, beside processors."""
+        return {self.resource: 1.0, MACHINE: float(MACHINE_PARTS)}
 
 
 def node_name(rank: int) -> str:
@@ -111,7 +128,7 @@ class RayNodes:
                 address="local",
                 num_cpus=1,
                 num_gpus=_gpus(self._place),
-                resources={self._place.resource: 1.0},
+                resources=self._place.resources,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",
@@ -159,6 +176,12 @@ class RayNodes:
     def start(self, seats: Sequence[Seat], settings: WorkerSettings) -> RayActors:
         return RayActors(seats, settings)
 
+    @contextlib.contextmanager
+    def room(self, world: World) -> Iterator[Mapping[str, float]]:
+        # Each machine has parts for its own processes and not for one more of another's.
+        parts = {MACHINE: float(MACHINE_PARTS // world.each)}
+        yield {**parts, "GPU": 1.0} if world.gpus else parts
+
     def end(self) -> None:
         """Actors end with their handles; Ray itself goes on to the end of the block."""
 
@@ -201,6 +224,21 @@ def prepare_environment(place: Place) -> None:
         os.environ.pop(name, None)
     os.environ.update(ENVIRONMENT)
     os.environ["RAY_AUTH_TOKEN"] = place.token
+    interface = _interface_of(place.address)
+    if interface is not None:
+        os.environ[GLOO_INTERFACE] = interface
+
+
+def _interface_of(address: str) -> str | None:
+    """The network interface that has an IPv4 address; None if none says so."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode())
+            with contextlib.suppress(OSError):
+                reply = fcntl.ioctl(any_socket, _SIOCGIFADDR, request)
+                if socket.inet_ntoa(reply[20:24]) == address:
+                    return name
+    return None
 
 
 def _gpus(place: Place) -> int:
@@ -214,7 +252,7 @@ def _raylet(place: Place, head: tuple[str, int]):  # type: ignore[no-untyped-def
     command += [f"--address={head[0]}:{head[1]}", f"--node-ip-address={place.address}"]
     command += ["--num-cpus=1", f"--num-gpus={_gpus(place)}", "--disable-usage-stats", "--block"]
     command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
-    command += ["--resources", f'{{"{place.resource}": 1.0}}']
+    command += ["--resources", json.dumps(place.resources)]
     process = subprocess.Popen(  # noqa: S603 - Ray's own command, arguments as a list
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +68,25 @@ class WorkerSettings:
     remote: bool
 
 
+@dataclass(frozen=True, slots=True)
+class World:
+    """Processes that train together, the same number on every machine.
+
+    Attributes:
+        machines: how many machines.
+        each: processes on one of them.
+        gpus: whether each process has a GPU of its own.
+    """
+
+    machines: int
+    each: int
+    gpus: bool
+
+    @property
+    def processes(self) -> int:
+        return self.machines * self.each
+
+
 class Actors(Protocol):
     """Workers, by number; references are opaque."""
 
@@ -107,6 +127,13 @@ class Machines(Protocol):
 
     def start(self, seats: Sequence[Seat], settings: WorkerSettings) -> Actors:
         """Start one worker a seat."""
+        ...
+
+    def room(self, world: World) -> AbstractContextManager[Mapping[str, float]]:
+        """Ray with room for processes that train together, for the length of the block.
+
+        Yields what one of them asks Ray for, so that every machine gets its own number of them.
+        """
         ...
 
     def end(self) -> None:

@@ -18,8 +18,8 @@ from kldcloud import __version__
 from kldcloud.errors import KldcloudError, StoreError
 from kldcloud.models.cache import cache_folder
 from kldcloud.models.llama_library import llama
+from kldcloud.pipeline.machines import Machines, World
 from kldcloud.pipeline.model_files import ModelFile, model_file
-from kldcloud.pipeline.prepare import HERE
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.qad_files import (
     QadFiles,
@@ -27,11 +27,15 @@ from kldcloud.pipeline.qad_files import (
     find_teacher,
     qad_files,
     qad_texts,
+    ship_models,
+    source_of,
     text_file,
     tokens_digest,
 )
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
-from kldcloud.pipeline.sweep import run_sweep
+from kldcloud.pipeline.sweep import ON_ITS_OWN, Launched, mixed_engines, run_sweep, this_machine
+from kldcloud.pipeline.work import reference
+from kldcloud.pipeline.workers import world_for
 from kldcloud.qad.extra import require_extra
 from kldcloud.report.summary_file import Summary
 from kldcloud.spec.cluster import ClusterSpec
@@ -76,7 +80,14 @@ class QadOutcome:
         return self.verdict.failed
 
 
-def run_qad(job: QadJob, cluster: ClusterSpec, store: Store, progress: Progress) -> QadOutcome:
+def run_qad(
+    job: QadJob,
+    cluster: ClusterSpec,
+    store: Store,
+    progress: Progress,
+    machines: Machines | None = None,
+    launched: Launched = ON_ITS_OWN,
+) -> QadOutcome:
     """Train a student, or what is left of it, write its file, and measure what that is worth.
 
     Args:
@@ -84,6 +95,8 @@ def run_qad(job: QadJob, cluster: ClusterSpec, store: Store, progress: Progress)
         cluster: how many processes train.
         store: where everything is kept.
         progress: for the person at the terminal.
+        machines: where they train; this machine if None.
+        launched: what the driver is part of.
 
     Raises:
         KldcloudError: one line that says what, where and the next step.
@@ -92,33 +105,47 @@ def run_qad(job: QadJob, cluster: ClusterSpec, store: Store, progress: Progress)
     require_extra()
     check_usable(store)
     llama()
-    teacher = find_teacher(job, progress, HERE)
-    texts = qad_texts(job, teacher.path, progress, HERE)
-    files = qad_files(job, texts.training, progress, HERE)
-    order = _order(job, cluster, files, texts)
+    machines = machines or this_machine()
+    nodes = machines.nodes()
+    # What would end the sweep after hours of training ends it now.
+    mixed_engines(nodes, allowed=launched.allow_mixed)
+    sources = launched.sources
+    teacher = find_teacher(job, progress, sources)
+    texts = qad_texts(job, teacher.path, progress, sources)
+    files = qad_files(job, texts.training, progress, sources)
+    world = world_for(cluster, nodes, _gpus())
+    order = _order(job, cluster, world, files, texts)
+    launched.on_training(order.run)
     store.write_new(f"{order.prefix}/job.yaml", _job_bytes(job))
-    progressed = _train(order, store, cluster, progress)
+    if machines.remote:
+        ship_models(files, store, progress)
+    progressed = _train(order, store, machines, world, progress)
     trained = progressed.step > 0
     export, student = "", None
     if trained:
-        export, student = _export(job, order, store, progress)
+        student = _export(files, order, store, progress)
+        export = f"{order.prefix}/student.gguf"
     else:
         progress.note(_nothing_trained(job, progressed))
     sweep = _proof(job, files, texts, student)
-    summary = run_sweep(sweep, cluster, store, progress).summary
+    summary = run_sweep(sweep, cluster, store, progress, machines, launched).summary
     verdict = verdict_of(summary, files.init.name if files.baselines else "init", trained=trained)
     store.write(
         f"{order.prefix}/result.json", canonical_json(_result(progressed, verdict, summary))
     )
+    if student is not None and job.export.path is not None and not machines.remote:
+        _copy(student.path, job.export.path)
+        progress.note(f"copied to {job.export.path}")
     return QadOutcome(order.run, summary, verdict, export, time.monotonic() - started)
 
 
-def _order(job: QadJob, cluster: ClusterSpec, files: QadFiles, texts: QadTexts) -> TrainingOrder:
+def _order(
+    job: QadJob, cluster: ClusterSpec, world: World, files: QadFiles, texts: QadTexts
+) -> TrainingOrder:
     import torch
 
     from kldcloud.qad.training import TrainingOrder
 
-    world = _processes(cluster)
     facts = {
         "schema": SCHEMA,
         "kldcloud": __version__,
@@ -130,31 +157,31 @@ def _order(job: QadJob, cluster: ClusterSpec, files: QadFiles, texts: QadTexts) 
         "train": job.train.model_dump(mode="json"),
         "eval_every": job.eval.every,
         # Sums over processes are made in another order for another number of them.
-        "processes": world,
+        "processes": world.processes,
     }
     run = f"{_slug(job.name)}-{sha256_bytes(canonical_json(facts))[:ID_DIGITS]}"
     order = TrainingOrder(
         run=run,
         prefix=f"qad/{run}",
-        teacher=files.teacher.path,
-        init=files.init.path,
+        teacher=reference(files.teacher),
+        init=reference(files.init),
         tokens=texts.training,
         heldout=texts.looks,
         train=job.train,
         eval_every=job.eval.every,
         checkpoint_every=job.checkpoints.every,
         keep=job.checkpoints.keep,
-        threads=cluster.threads_per_worker or max(_cores() // world, 1),
+        threads=cluster.threads_per_worker or max(_cores() // world.each, 1),
     )
     _ = order.batches  # too little text is refused before anything starts
     return order
 
 
 def _train(
-    order: TrainingOrder, store: Store, cluster: ClusterSpec, progress: Progress
+    order: TrainingOrder, store: Store, machines: Machines, world: World, progress: Progress
 ) -> Progressed:
     """Train to the end; how far it came."""
-    from kldcloud.clusters.ray_training import World, train_here
+    from kldcloud.clusters.ray_training import train
     from kldcloud.qad.checkpoints import Checkpoints
     from kldcloud.qad.process import forget_refusal, raise_refusal, train_process
     from kldcloud.qad.training import is_over
@@ -172,18 +199,17 @@ def _train(
     if before is not None:
         progress.note(f"training goes on from step {before.step} of {order.batches.steps}")
     forget_refusal(store, order.prefix)
-    world = World(_processes(cluster), gpus=_gpus() > 0)
     with _watched(store, order, before.step if before else 0, progress):
         try:
-            train_here(world, partial(train_process, order, store.uri))
+            train(machines, world, partial(train_process, order, store.uri))
         except KldcloudError:
             raise_refusal(store, order.prefix)
             raise
     raise_refusal(store, order.prefix)
     after = last()
-    if after is None:
+    if after is None or not is_over(after, order):
         raise StoreError(
-            f"{order.prefix}: training ended and left no checkpoint",
+            f"{order.prefix}: training ended and left no checkpoint of its end",
             hint="launch the job again",
         )
     return after
@@ -218,9 +244,7 @@ def _watched(store: Store, order: TrainingOrder, step: int, progress: Progress) 
             thread.join()
 
 
-def _export(
-    job: QadJob, order: TrainingOrder, store: Store, progress: Progress
-) -> tuple[str, ModelFile]:
+def _export(files: QadFiles, order: TrainingOrder, store: Store, progress: Progress) -> ModelFile:
     """The best checkpoint as a file, here and in the store."""
     from kldcloud.qad.checkpoints import Checkpoints
     from kldcloud.qad.export import export_gguf
@@ -230,14 +254,10 @@ def _export(
     assert best is not None  # noqa: S101 - training ends with a look
     weights = checkpoints.read(best.step, optimizer=False).weights
     path = cache_folder("qad", "students") / f"{order.run}-{best.step:08d}.gguf"
-    compared = export_gguf(order.init, weights, path)
+    compared = export_gguf(files.init.path, weights, path)
     progress.note(f"exported step {best.step}: {compared:,} weights are what training used")
-    key = f"{order.prefix}/student.gguf"
-    store.write_new_file(key, path)
-    if job.export.path is not None:
-        _copy(path, job.export.path)
-        progress.note(f"copied to {job.export.path}")
-    return key, model_file("qad", f"{order.run}.gguf", path, progress)
+    store.write_new_file(f"{order.prefix}/student.gguf", path)
+    return model_file("qad", f"{order.run}.gguf", path, progress)
 
 
 def _copy(path: Path, target: Path) -> None:
@@ -280,8 +300,14 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
     content: dict[str, Any] = {
         "kind": "sweep",
         "name": f"{job.name}-proof",
-        "base": {"model": str(files.teacher.path), "name": files.teacher.name},
-        "candidates": [{"model": str(each.path), "name": each.name} for each in candidates],
+        "base": {
+            "model": source_of(files.teacher, job.teacher.model),
+            "name": files.teacher.name,
+        },
+        "candidates": [
+            {"model": source_of(each, job.student.init.model), "name": each.name}
+            for each in candidates
+        ],
         "corpora": corpora,
         "engine": job.engine.model_dump(),
         "store": job.store,
@@ -312,10 +338,6 @@ def _job_bytes(job: QadJob) -> bytes:
     from kldcloud.pipeline.runs import job_bytes
 
     return job_bytes(job)
-
-
-def _processes(cluster: ClusterSpec) -> int:
-    return cluster.workers if cluster.workers != "auto" else max(_gpus(), 1)
 
 
 def _gpus() -> int:

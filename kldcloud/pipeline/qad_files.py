@@ -16,12 +16,15 @@ from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.imatrix import importance_matrix
 from kldcloud.models.imatrix_file import check_fit, read_imatrix
 from kldcloud.models.llama_tokenizer import TokenizedText, tokenize
+from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
 from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import Sources
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
+from kldcloud.spec.uri import SourceUri
+from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
 IMATRIX_CHUNKS: Final = 200
@@ -120,7 +123,8 @@ def qad_files(
     init = job.student.init
     if init.model is not None:
         path = sources.fetch(init.model, progress)
-        given = model_file("init", init.model.filename, path, progress)
+        origin = sources.origin(init.model)
+        given = model_file("init", init.model.filename, path, progress, origin)
         return QadFiles(teacher, (), given)
     assert init.quantize is not None  # noqa: S101 - the job has one of the two
     plain = quantize_model(teacher, init.quantize, init.quantize, progress)
@@ -133,12 +137,28 @@ def qad_files(
     return QadFiles(teacher, (plain, weighed), chosen)
 
 
+def ship_models(files: QadFiles, store: Store, progress: Progress) -> None:
+    """Put into the store which of them other machines cannot fetch: files that were made here."""
+    for model in (files.teacher, files.init):
+        if not model.origin:
+            with progress.bar(f"uploading {model.file}", model.header.file_bytes) as bar:
+                upload_once(store, model.path, model.sha256, bar.reach)
+
+
+def source_of(model: ModelFile, given: SourceUri | None) -> str:
+    """What a sweep finds a model by: the job's own word for it, unless it was made here."""
+    if given is not None and model.file == given.filename:
+        return str(given)
+    return str(model.path)
+
+
 def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile:
     """The teacher on this machine, at F16 if its file is quantised itself."""
     spec = job.teacher
     path = sources.fetch(spec.model, progress)
     header = read_gguf_header(path)
-    found = model_file(spec.display_name, spec.model.filename, path, progress)
+    origin = sources.origin(spec.model)
+    found = model_file(spec.display_name, spec.model.filename, path, progress, origin)
     convert = spec.convert or ("F16" if _is_quantised(header) else None)
     return found if convert is None else quantize_model(found, convert, found.name, progress)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from kldcloud.errors import EngineError
 from kldcloud.models.llama_library import llama
@@ -61,6 +62,7 @@ class Launched:
         sources: where it finds what the job names.
         allow_mixed: whether machines whose engines differ may share the work.
         on_run: called with the run's id as soon as it is known.
+        on_training: of a distillation, called with its id as soon as that is known.
     """
 
     launch: str = ""
@@ -68,6 +70,11 @@ class Launched:
     sources: Sources = HERE
     allow_mixed: bool = False
     on_run: Callable[[str], None] = lambda _: None
+    on_training: Callable[[str], None] = lambda _: None
+
+
+ON_ITS_OWN: Final = Launched()
+"""Part of no launch on other machines."""
 
 
 def run_sweep(
@@ -76,7 +83,7 @@ def run_sweep(
     store: Store,
     progress: Progress,
     machines: Machines | None = None,
-    launched: Launched = Launched(),
+    launched: Launched = ON_ITS_OWN,
 ) -> SweepOutcome:
     """Run a sweep, or what is left of it; the same job and store always end in the same bytes.
 
@@ -95,9 +102,9 @@ def run_sweep(
     # What would end the run after hours of downloads and quantising ends it now.
     check_usable(store)
     llama()
-    machines = machines or _this_machine()
+    machines = machines or this_machine()
     nodes = machines.nodes()
-    mixed = _mixed(nodes, allowed=launched.allow_mixed)
+    mixed = mixed_engines(nodes, allowed=launched.allow_mixed)
     engine = cluster.engine_for(job.engine)
     prepared = prepare(job, progress, launched.sources, engine)
     seats = seats_for(
@@ -147,13 +154,14 @@ def run_sweep(
     return SweepOutcome(plan.run, summary, with_failures, seconds)
 
 
-def _this_machine() -> Machines:
+def this_machine() -> Machines:
+    """Where a job runs that was given no machines."""
     from kldcloud.clusters.local_ray import LocalMachines
 
     return LocalMachines()
 
 
-def _mixed(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, str]:
+def mixed_engines(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, str]:
     """What differs between the machines' engines, for the run's identity if that is allowed.
 
     Raises:

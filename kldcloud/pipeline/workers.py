@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kldcloud.pipeline.machines import NodeFacts, Seat
+from kldcloud.pipeline.machines import NodeFacts, Seat, World
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.engine import EngineOptions
 
@@ -46,6 +46,20 @@ def seats_for(
     most = max(len(seats) for seats in by_node)
     dealt = [seats[turn] for turn in range(most) for seats in by_node if turn < len(seats)]
     return tuple(dealt[: max(1, chunks)])
+
+
+def world_for(cluster: ClusterSpec, nodes: Sequence[NodeFacts], gpus: int) -> World:
+    """Processes that train together: one for each GPU, or so many a machine as the cluster says.
+
+    Args:
+        cluster: what the cluster file says.
+        nodes: the machines.
+        gpus: of this one that torch can use. Others have the same torch, and may have fewer GPUs.
+    """
+    if len(nodes) > 1:
+        gpus = min(gpus, *(node.gpus for node in nodes))
+    each = cluster.workers if cluster.workers != "auto" else max(gpus, 1)
+    return World(len(nodes), each, gpus >= each)
 
 
 def _seats_on(

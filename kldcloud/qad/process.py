@@ -44,7 +44,7 @@ def train_process(order: Any, store: str, rank: int, world: int, device: str) ->
 
     Args:
         order: a `training.TrainingOrder`; its module imports torch, so this one does not name it.
-        store: URI of where checkpoints are.
+        store: URI of where checkpoints are, and models that are not on this machine.
         rank: which process this is.
         world: how many there are.
         device: where its models go.

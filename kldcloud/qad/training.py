@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +18,8 @@ import torch
 from torch import distributed
 
 from kldcloud.errors import EngineError
+from kldcloud.pipeline.sources import local_copy
+from kldcloud.pipeline.tasks import ModelRef
 from kldcloud.qad.batches import Batches
 from kldcloud.qad.checkpoints import Checkpoints, Look, Progressed
 from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
@@ -40,7 +41,7 @@ class TrainingOrder:
     Attributes:
         run: the run's id.
         prefix: of the run's keys in the store.
-        teacher: a GGUF.
+        teacher: a GGUF, wherever a process is.
         init: a quantised GGUF of it.
         tokens: int32 [n, context], the training chunks.
         heldout: int32 [m, context], those that are looked at on the way.
@@ -53,8 +54,8 @@ class TrainingOrder:
 
     run: str
     prefix: str
-    teacher: Path
-    init: Path
+    teacher: ModelRef
+    init: ModelRef
     tokens: Tokens
     heldout: Tokens
     train: TrainSpec
@@ -97,7 +98,7 @@ class Training:
 
     Args:
         order: what to do.
-        store: where checkpoints are.
+        store: where checkpoints are, and models that are not on this machine.
         rank: which process this is.
         world: how many there are.
         device: where the models go.
@@ -115,7 +116,8 @@ class Training:
         self._order = order
         self._rank, self._world, self._device = rank, world, device
         self._checkpoints = Checkpoints(store, order.prefix, order.run)
-        self._pair = load_pair(order.teacher, order.init, order.train, device)
+        teacher, init = (local_copy(each, store, _silent) for each in (order.teacher, order.init))
+        self._pair = load_pair(teacher, init, order.train, device)
         self._optimizer = _optimizer(self._pair, order.train)
         self._teacher_head = output_head(self._pair.teacher)
         self._progressed = Progressed(0, ())
@@ -315,3 +317,7 @@ def _check_names(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
             "a checkpoint holds other tensors than those that are trained",
             hint="delete the run's checkpoints and launch the job again",
         )
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Tell nobody how far a download is."""

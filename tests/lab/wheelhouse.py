@@ -61,8 +61,9 @@ def _requirements() -> list[list[str]]:
     """Return groups of requirements, each consistent in itself; our package's is the first."""
     project = tomllib.loads(_PROJECT.read_text())
     ours = project["project"]["dependencies"]
-    engine = project["project"]["optional-dependencies"]["llama"]
-    names = [match[0] for text in ours if (match := _NAME.match(text))]
+    extras = project["project"]["optional-dependencies"]
+    engine = extras["llama"]
+    names = [match[0] for text in (*ours, *extras["qad"]) if (match := _NAME.match(text))]
     return [
         [*(f"{name}=={version(name)}" for name in names), *engine],
         [f"skypilot[slurm,remote]=={version('skypilot')}"],

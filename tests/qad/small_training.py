@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kldcloud.models.quantize import quantized
+from kldcloud.pipeline.tasks import ModelRef
 from kldcloud.qad.training import TrainingOrder
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store.digest import sha256_bytes
@@ -37,8 +38,8 @@ def order(
     whole = TrainingOrder(
         run="tiny-0",
         prefix="qad/tiny-0",
-        teacher=teacher,
-        init=init,
+        teacher=_reference(teacher),
+        init=_reference(init),
         tokens=rng.integers(0, VOCABULARY, (20, CONTEXT)).astype(np.int32),
         heldout=rng.integers(0, VOCABULARY, (3, CONTEXT)).astype(np.int32),
         train=TrainSpec.model_validate(options),
@@ -48,3 +49,7 @@ def order(
         threads=1,
     )
     return replace(whole, **changes)
+
+
+def _reference(path: Path) -> ModelRef:
+    return ModelRef(path, sha256_bytes(path.read_bytes()), path.stat().st_size)

@@ -205,8 +205,8 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_what_was_good(
     assert run(store, teacher, init)[0].step == 6
 
 
-def test_patience_and_a_bound_end_it() -> None:
-    whole = order(Path("t"), Path("i"), train={"patience": 2, "skip_below": 0.1})
+def test_patience_and_a_bound_end_it(teacher: Path, init: Path) -> None:
+    whole = order(teacher, init, train={"patience": 2, "skip_below": 0.1})
     looks = (Look(0, 0.5, 0.5), Look(5, 0.4, 0.5))
     assert not is_over(Progressed(0, ()), whole)
     assert not is_over(Progressed(0, looks[:1]), whole)

@@ -1,0 +1,74 @@
+"""Processes that train together: one that is killed costs time, and not a bit of the result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from kldcloud.clusters.local_ray import LocalMachines
+from kldcloud.clusters.ray_training import train
+from kldcloud.errors import EngineError
+from kldcloud.pipeline.machines import World
+from kldcloud.qad.process import read_progress, train_process
+from kldcloud.qad.training import TrainingOrder
+from kldcloud.store import open_store
+from kldcloud.store.base import Store
+from tests.clusters.process_tree import descendants
+from tests.qad.small_training import order, tiny_init, tiny_teacher
+
+pytestmark = pytest.mark.slow
+
+TWO = World(machines=1, each=2, gpus=False)
+OBJECTS = ("weights.safetensors", "optimizer.safetensors", "state.json")
+
+
+def last_checkpoint(store: Store, whole: TrainingOrder) -> dict[str, bytes]:
+    folder = f"{whole.prefix}/checkpoints/{whole.batches.steps:08d}"
+    return {name: store.read(f"{folder}/{name}") for name in OBJECTS}
+
+
+def processes_that_train() -> list[int]:
+    """Ours: Ray gives them a title."""
+    found = []
+    for process in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                found.append(process)
+    return sorted(found)
+
+
+def test_a_process_that_is_killed_changes_no_bit(tmp_path: Path) -> None:
+    teacher = tiny_teacher(tmp_path)
+    whole = order(teacher, tiny_init(teacher), checkpoint_every=2, train={"epochs": 3})
+    quiet, disturbed = (open_store(str(tmp_path / name)) for name in ("quiet", "disturbed"))
+    train(LocalMachines(), TWO, partial(train_process, whole, quiet.uri))
+
+    killed = []
+
+    def kill() -> None:
+        while not killed:
+            found = read_progress(disturbed, whole.prefix)
+            if found is not None and found.step >= 3:
+                killed.append(found.step)
+                one, other = processes_that_train()
+                os.kill(max(one, other), signal.SIGKILL)
+            time.sleep(0.01)
+
+    threading.Thread(target=kill, daemon=True).start()
+    train(LocalMachines(), TWO, partial(train_process, whole, disturbed.uri))
+    (step,) = killed
+    assert step < whole.batches.steps
+    assert last_checkpoint(disturbed, whole) == last_checkpoint(quiet, whole)
+
+
+def test_processes_that_cannot_live_end_it_in_one_line() -> None:
+    with pytest.raises(EngineError, match=r"training processes died: .*int.* 2 arg") as caught:
+        train(LocalMachines(), World(1, 1, gpus=False), int)
+    assert "goes on from the last checkpoint" in str(caught.value)
