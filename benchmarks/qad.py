@@ -4,8 +4,8 @@
 
 Every row is jobs/qad-demo.yaml with another seed or less to train: Q4_0 of SmolLM2-135M, from its
 importance-matrix file, on Python's reference manual. The peers are in the same run: llama.cpp's
-Q4_0 by rounding to nearest, and with the importance matrix. All are measured by kldcloud's own sweep
-on text that neither training nor its evaluations have seen. Finished rows are not run again.
+Q4_0 by rounding to nearest, and with the importance matrix. All are measured by kldcloud's own
+sweep on text that neither training nor its evaluations have seen. Finished rows are not run again.
 """
 
 from __future__ import annotations
