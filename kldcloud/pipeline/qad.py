@@ -37,6 +37,15 @@ from kldcloud.pipeline.sweep import ON_ITS_OWN, Launched, mixed_engines, run_swe
 from kldcloud.pipeline.work import reference
 from kldcloud.pipeline.workers import world_for
 from kldcloud.qad.extra import require_extra
+from kldcloud.qad.progress_file import (
+    end_told,
+    first_progress,
+    measuring_told,
+    read_progress,
+    tell,
+)
+from kldcloud.qad.result_file import SCHEMA as RESULT_SCHEMA
+from kldcloud.qad.result_file import QadResult, write_result
 from kldcloud.report.summary_file import Summary
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
@@ -47,7 +56,7 @@ from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
 if TYPE_CHECKING:
-    from kldcloud.qad.checkpoints import Progressed
+    from kldcloud.qad.looks import Progressed
     from kldcloud.qad.training import TrainingOrder
 
 SCHEMA: Final = "kldcloud.qad/1"
@@ -115,27 +124,27 @@ def run_qad(
     files = qad_files(job, texts.training, progress, sources)
     world = world_for(cluster, nodes, _gpus())
     order = _order(job, cluster, world, files, texts)
-    launched.on_training(order.run)
+    launched.on_run(order.run)
     store.write_new(f"{order.prefix}/job.yaml", _job_bytes(job))
     if machines.remote:
         ship_models(files, store, progress)
     progressed = _train(order, store, machines, world, progress)
     trained = progressed.step > 0
     export, student = "", None
-    if trained:
-        student = _export(files, order, store, progress)
-        export = f"{order.prefix}/student.gguf"
-    else:
-        progress.note(_nothing_trained(job, progressed))
-    sweep = _proof(job, files, texts, student)
-    summary = run_sweep(sweep, cluster, store, progress, machines, launched).summary
-    verdict = verdict_of(summary, files.init.name if files.baselines else "init", trained=trained)
-    store.write(
-        f"{order.prefix}/result.json", canonical_json(_result(progressed, verdict, summary))
-    )
-    if student is not None and job.export.path is not None and not machines.remote:
-        _copy(student.path, job.export.path)
-        progress.note(f"copied to {job.export.path}")
+    with measuring_told(store, order.prefix):
+        if trained:
+            export = f"{order.prefix}/student.gguf"
+            copy = None if machines.remote else job.export.path
+            student = _export(files, order, store, progress, copy)
+        else:
+            progress.note(_nothing_trained(job, progressed))
+        sweep = _proof(job, files, texts, student)
+        # The run that a launch is known by is the distillation.
+        of_sweep = replace(launched, on_run=ON_ITS_OWN.on_run)
+        summary = run_sweep(sweep, cluster, store, progress, machines, of_sweep).summary
+        verdict = verdict_of(summary, files.init.name, trained=trained)
+        result = _result(order, files, progressed, summary, verdict, export)
+        write_result(store, order.prefix, result)
     return QadOutcome(order.run, summary, verdict, export, time.monotonic() - started)
 
 
@@ -199,6 +208,7 @@ def _train(
     if before is not None:
         progress.note(f"training goes on from step {before.step} of {order.batches.steps}")
     forget_refusal(store, order.prefix)
+    tell(store, order.prefix, first_progress(store, order, before))
     with _watched(store, order, before.step if before else 0, progress):
         try:
             train(machines, world, partial(train_process, order, store.uri))
@@ -218,8 +228,6 @@ def _train(
 @contextmanager
 def _watched(store: Store, order: TrainingOrder, step: int, progress: Progress) -> Iterator[None]:
     """A bar that follows what the training processes say in the store."""
-    from kldcloud.qad.process import read_progress
-
     steps = order.batches.steps
     ended = threading.Event()
     with progress.bar("training", steps, step) as bar:
@@ -227,10 +235,7 @@ def _watched(store: Store, order: TrainingOrder, step: int, progress: Progress) 
         def follow() -> None:
             seen = step
             while not ended.wait(_LOOK_EVERY):
-                try:
-                    found = read_progress(store, order.prefix)
-                except KldcloudError:
-                    continue  # a store that is away for a moment ends no training
+                found = read_progress(store, order.prefix)
                 if found is not None and found.step > seen:
                     bar.advance(found.step - seen)
                     seen = found.step
@@ -238,14 +243,20 @@ def _watched(store: Store, order: TrainingOrder, step: int, progress: Progress) 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
-            yield
+            with end_told(store, order.prefix):
+                yield
         finally:
             ended.set()
             thread.join()
+    found = read_progress(store, order.prefix)
+    if found is not None and found.warning:
+        progress.warn(found.warning)
 
 
-def _export(files: QadFiles, order: TrainingOrder, store: Store, progress: Progress) -> ModelFile:
-    """The best checkpoint as a file, here and in the store."""
+def _export(
+    files: QadFiles, order: TrainingOrder, store: Store, progress: Progress, copy: Path | None
+) -> ModelFile:
+    """The best checkpoint as a file, here, in the store, and perhaps where a person wants it."""
     from kldcloud.qad.checkpoints import Checkpoints
     from kldcloud.qad.export import export_gguf
 
@@ -257,6 +268,9 @@ def _export(files: QadFiles, order: TrainingOrder, store: Store, progress: Progr
     compared = export_gguf(files.init.path, weights, path)
     progress.note(f"exported step {best.step}: {compared:,} weights are what training used")
     store.write_new_file(f"{order.prefix}/student.gguf", path)
+    if copy is not None:
+        _copy(path, copy)
+        progress.note(f"copied to {copy}")
     return model_file("qad", f"{order.run}.gguf", path, progress)
 
 
@@ -278,7 +292,7 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
     """The sweep that measures the result beside what quantising alone comes to."""
     candidates = list(files.baselines) or [files.init]
     if student is not None:
-        candidates.append(replace(student, name=f"{files.init.name}-qad"))
+        candidates.append(replace(student, name=_student_name(files)))
     context = job.data.context
     corpora = [
         {
@@ -315,15 +329,33 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
     return SweepJob.model_validate(content)
 
 
-def _result(progressed: Progressed, verdict: Verdict, summary: Summary) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "steps": progressed.step,
-        "looks": [[each.step, each.kld, each.same_top] for each in progressed.looks],
-        "sweep": summary.run,
-        "verdict": verdict.lines,
-        "failed": None if verdict.failed is None else verdict.failed.message,
-    }
+def _result(
+    order: TrainingOrder,
+    files: QadFiles,
+    progressed: Progressed,
+    summary: Summary,
+    verdict: Verdict,
+    export: str,
+) -> QadResult:
+    return QadResult(
+        schema=RESULT_SCHEMA,
+        run=order.run,
+        teacher=files.teacher.name,
+        init=files.init.name,
+        student=_student_name(files) if export else "",
+        steps=progressed.step,
+        tokens=progressed.step * order.tokens_a_step,
+        looks=progressed.looks,
+        export=export,
+        sweep=summary.run,
+        verdict=verdict.lines,
+        failed=None if verdict.failed is None else verdict.failed.message,
+    )
+
+
+def _student_name(files: QadFiles) -> str:
+    """What reports call the student."""
+    return f"{files.init.name}-qad"
 
 
 def _nothing_trained(job: QadJob, progressed: Progressed) -> str:

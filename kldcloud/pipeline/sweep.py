@@ -62,7 +62,6 @@ class Launched:
         sources: where it finds what the job names.
         allow_mixed: whether machines whose engines differ may share the work.
         on_run: called with the run's id as soon as it is known.
-        on_training: of a distillation, called with its id as soon as that is known.
     """
 
     launch: str = ""
@@ -70,7 +69,6 @@ class Launched:
     sources: Sources = HERE
     allow_mixed: bool = False
     on_run: Callable[[str], None] = lambda _: None
-    on_training: Callable[[str], None] = lambda _: None
 
 
 ON_ITS_OWN: Final = Launched()

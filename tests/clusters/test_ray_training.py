@@ -16,7 +16,8 @@ from kldcloud.clusters.local_ray import LocalMachines
 from kldcloud.clusters.ray_training import train
 from kldcloud.errors import EngineError
 from kldcloud.pipeline.machines import World
-from kldcloud.qad.process import read_progress, train_process
+from kldcloud.qad.process import train_process
+from kldcloud.qad.progress_file import read_progress
 from kldcloud.qad.training import TrainingOrder
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
