@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +9,9 @@ import typer
 
 if TYPE_CHECKING:
     from kldcloud.cli.terminal import TerminalProgress
+    from kldcloud.clusters.remote import Ended
     from kldcloud.pipeline.sweep import SweepOutcome
     from kldcloud.report.summary_shape import Summary
-    from kldcloud.spec.cluster import ClusterSpec
-    from kldcloud.spec.job import SweepJob
     from kldcloud.store.base import Store
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="Such as jobs/demo.yaml.")]
@@ -60,10 +58,11 @@ def launch(
 ) -> None:
     """Run a sweep or a distillation; run it again to go on where it stopped."""
     from kldcloud.cli.plan import make_estimate
-    from kldcloud.cli.qad_launch import launch_qad, refuse_for_qad
+    from kldcloud.cli.qad_launch import launch_qad, show_qad_plan
+    from kldcloud.cli.remote_launch import Wishes, launch_remote
     from kldcloud.cli.terminal import TerminalProgress
     from kldcloud.pipeline.sweep import run_sweep
-    from kldcloud.spec.cluster import load_cluster
+    from kldcloud.spec.cluster import cluster_name, load_cluster
     from kldcloud.spec.load import load_job
     from kldcloud.spec.qad_job import QadJob
     from kldcloud.store import open_store
@@ -71,9 +70,12 @@ def launch(
     wanted = load_job(job, overrides(settings, cluster, store))
     where = load_cluster(wanted.cluster)
     progress = TerminalProgress()
+    wishes = Wishes(yes=yes, detach=detach, max_cost=max_cost, allow_mixed=allow_mixed)
     if isinstance(wanted, QadJob):
-        refuse_for_qad(rate=rate)
-        launch_qad(wanted, where, progress, dry_run=dry_run, as_json=as_json)
+        if dry_run:
+            show_qad_plan(wanted, where, rate, as_json=as_json)
+        else:
+            launch_qad(wanted, where, progress, wishes, rate=rate, as_json=as_json)
         return
     if dry_run:
         estimate = make_estimate(wanted, where, rate, progress)
@@ -81,18 +83,13 @@ def launch(
         return
     kept = open_store(wanted.store)
     if where.remote:
-        _launch_remote(
-            wanted,
-            where,
-            kept,
-            progress,
-            yes=yes,
-            detach=detach,
-            max_cost=max_cost,
-            rate=rate,
-            allow_mixed=allow_mixed,
-            as_json=as_json,
-        )
+        from kldcloud.clusters.remote import check_store
+
+        check_store(kept, cluster_name(wanted.cluster))
+        estimate = make_estimate(wanted, where, rate, progress)
+        ended = launch_remote(wanted, where, kept, progress, estimate, wishes)
+        if ended is not None:
+            _show_ended(ended, kept, progress, as_json=as_json)
         return
     outcome = run_sweep(wanted, where, kept, progress)
     show_outcome(outcome, as_json=as_json)
@@ -144,69 +141,12 @@ def overrides(settings: list[str] | None, cluster: str | None, store: str | None
     return changes
 
 
-def _launch_remote(
-    sweep: SweepJob,
-    where: ClusterSpec,
-    kept: Store,
-    progress: TerminalProgress,
-    *,
-    yes: bool,
-    detach: bool,
-    max_cost: float | None,
-    rate: float | None,
-    allow_mixed: bool,
-    as_json: bool,
-) -> None:
-    from kldcloud.cli.plan import make_estimate
-    from kldcloud.clusters import remote
-    from kldcloud.estimate.sweep import refuse_above, refuse_without_access
+def _show_ended(ended: Ended, kept: Store, progress: TerminalProgress, *, as_json: bool) -> None:
     from kldcloud.pipeline.runs import FoundRun, read_summary
-    from kldcloud.spec.cluster import cluster_name
 
-    name = cluster_name(sweep.cluster)
-    remote.check_store(kept, name)
-    estimate = make_estimate(sweep, where, rate, progress)
-    typer.echo(estimate.to_text(), err=True)
-    refuse_without_access(estimate)
-    seconds = float(where.max_duration)
-    if max_cost is not None:
-        refuse_above(estimate, max_cost)
-        if estimate.hourly:
-            seconds = min(seconds, max_cost / estimate.hourly * 3600)
-    if not yes:
-        _ask()
-    machine = remote.Machine(estimate.machine, estimate.hourly or 0.0)
-    started = remote.start(
-        sweep, where, name, kept, machine, progress, seconds=seconds, allow_mixed=allow_mixed
-    )
-    launch_name = started.record.launch
-    come_back = f"--store {kept.uri}"
-    if detach:
-        progress.note(f"kldcloud status {launch_name} {come_back} -w shows how far it is")
-        typer.echo(launch_name)
-        return
-    try:
-        followed = remote.follow(started, kept)
-    except KeyboardInterrupt:
-        progress.note(
-            f"the job goes on without this terminal; kldcloud logs {launch_name} {come_back} "
-            f"comes back to it, kldcloud cancel {launch_name} {come_back} ends it"
-        )
-        raise typer.Exit(0) from None
-    ended = remote.finish(started, followed, kept, progress)
     show_summary(read_summary(FoundRun(ended.run, kept)), as_json=as_json)
     if ended.failed is not None:
         raise ended.failed
-    progress.note(f"run {ended.run}; kldcloud report {ended.run} {come_back} --format {formats()}")
-
-
-def _ask() -> None:
-    """Ask whether to go on; without a terminal to ask at, refuse."""
-    from kldcloud.errors import UserError
-
-    if not sys.stdin.isatty():
-        raise UserError(
-            "nobody to ask whether to go on: this is no terminal", hint="add -y to go on unasked"
-        )
-    if not typer.confirm("launch?", err=True):
-        raise UserError("not launched", hint="nothing was spent")
+    progress.note(
+        f"run {ended.run}; kldcloud report {ended.run} --store {kept.uri} --format {formats()}"
+    )

@@ -45,8 +45,8 @@ def plan(
     wanted = load_job(job, overrides(settings, cluster, store))
     where = load_cluster(wanted.cluster)
     if isinstance(wanted, QadJob):
-        refuse_for_qad(rate=rate, pilot=pilot)
-        show_qad_plan(wanted, where, as_json=as_json)
+        refuse_for_qad(pilot=pilot)
+        show_qad_plan(wanted, where, rate, as_json=as_json)
         return
     estimate = make_estimate(wanted, where, rate, TerminalProgress())
     if pilot is not None:

@@ -69,7 +69,8 @@ def is_complete(store: Store, attempt: AttemptRecord | None) -> bool:
 
 def is_whole(store: Store, run: str) -> bool:
     """Whether nothing is missing from a run."""
-    return store.size(f"runs/{run}/summary.json") is not None
+    results = (f"runs/{run}/summary.json", f"qad/{run}/result.json")
+    return any(store.size(key) is not None for key in results)
 
 
 def _runs(store: Store, record: LaunchRecord, run: str) -> bool:

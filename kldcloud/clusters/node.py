@@ -1,4 +1,4 @@
-"""What a machine of a SkyPilot job runs: rank 0 drives the sweep, the others lend their workers."""
+"""What a machine of a SkyPilot job runs: rank 0 drives the job, the others lend their workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from kldcloud.pipeline.launches import LaunchOrder, read_order
 from kldcloud.pipeline.life import AttemptRecord, attempt_key, new_attempt, read_attempt
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.pulse import RecordPulse
+from kldcloud.pipeline.qad import QadOutcome, run_qad
 from kldcloud.pipeline.sweep import Launched, SweepOutcome, run_sweep
+from kldcloud.spec.qad_job import QadJob
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
 
@@ -31,7 +33,7 @@ TRY_AGAIN: Final = "the same command tries just these again"
 _LONGEST_ERROR: Final = 4000
 
 
-def run_node(folder: Path, progress: Progress) -> SweepOutcome | int:
+def run_node(folder: Path, progress: Progress) -> SweepOutcome | QadOutcome | int:
     """Do this machine's part of a launch.
 
     Args:
@@ -60,8 +62,13 @@ def run_node(folder: Path, progress: Progress) -> SweepOutcome | int:
             allow_mixed=order.allow_mixed,
             on_run=lambda run: pulse.change(run=run, state="running", label=""),
         )
-        outcome = run_sweep(job, order.cluster, store, progress, machines, launched)
-        failed = partial_failure(outcome)
+        outcome: SweepOutcome | QadOutcome
+        if isinstance(job, QadJob):
+            outcome = run_qad(job, order.cluster, store, progress, machines, launched)
+            failed = outcome.failed
+        else:
+            outcome = run_sweep(job, order.cluster, store, progress, machines, launched)
+            failed = partial_failure(outcome)
         if failed is not None:
             pulse.change(error=failed.message[:_LONGEST_ERROR], exit_code=failed.exit_code)
         return outcome

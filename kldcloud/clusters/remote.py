@@ -45,7 +45,8 @@ from kldcloud.pipeline.life import (
 )
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.cluster import ClusterSpec
-from kldcloud.spec.job import SweepJob
+from kldcloud.spec.load import Job
+from kldcloud.spec.qad_job import QadJob
 from kldcloud.store import check_usable, open_store
 from kldcloud.store.base import Store
 
@@ -86,7 +87,7 @@ class Ended:
 
     Attributes:
         run: its id.
-        failed: which candidates are missing from it; None if all are there.
+        failed: of a sweep, which candidates are missing from it; None if all are there.
     """
 
     run: str
@@ -107,7 +108,7 @@ def check_store(store: Store, cluster_name: str) -> None:
 
 
 def start(
-    job: SweepJob,
+    job: Job,
     cluster: ClusterSpec,
     cluster_name: str,
     store: Store,
@@ -120,7 +121,7 @@ def start(
     """Upload what the machines need, find them, and start the job; or find it under way.
 
     Args:
-        job: what is measured.
+        job: what is measured or trained.
         cluster: where.
         cluster_name: what people call that.
         store: which the machines can reach.
@@ -265,7 +266,7 @@ def _folder_of(launch: str) -> Path:
     return cache_dir() / "launches" / launch
 
 
-def _folder(order: LaunchOrder, job: SweepJob) -> LaunchFolder:
+def _folder(order: LaunchOrder, job: Job) -> LaunchFolder:
     """The folder that travels, made anew: SkyPilot may read it again when it recovers a job."""
     path = _folder_of(order.launch)
     shutil.rmtree(path, ignore_errors=True)
@@ -273,4 +274,4 @@ def _folder(order: LaunchOrder, job: SweepJob) -> LaunchFolder:
     wheel = build_wheel(path)
     write_order(path, order, job)
     hub = any(uri.scheme == "hf" for uri, _ in named_sources(job))
-    return LaunchFolder(Path(path), wheel.name, hub)
+    return LaunchFolder(Path(path), wheel.name, hub, trains=isinstance(job, QadJob))

@@ -34,7 +34,7 @@ home="$(getent passwd "$(id -u)" | cut -d: -f6)"
 home="$home/.kldcloud"
 kind="$(uname -m) $(grep -m1 '^model name' /proc/cpuinfo || true)"
 [ ! -e /proc/driver/nvidia/version ] || kind="$kind nvidia"
-environment="$home/env-{digest}-$(printf %s "$kind" | sha256sum | cut -c1-8)"
+environment="$home/env-{digest}-{extras}-$(printf %s "$kind" | sha256sum | cut -c1-8)"
 """
 
 # SkyPilot's images may have an older Python only; uv, which SkyPilot itself puts there, brings one.
@@ -87,11 +87,18 @@ class LaunchFolder:
         path: the folder; nothing else is in it.
         wheel: the wheel's file name.
         needs_hub: whether a machine will fetch from the Hugging Face Hub.
+        trains: whether machines will train.
     """
 
     path: Path
     wheel: str
     needs_hub: bool
+    trains: bool = False
+
+    @property
+    def extras(self) -> list[str]:
+        """What is installed with the wheel, beside what every machine needs."""
+        return ["llama", *(["hf"] if self.needs_hub else []), *(["qad"] if self.trains else [])]
 
 
 def task_config(
@@ -109,15 +116,14 @@ def task_config(
         sealed: its secrets; see `sealed.seal`.
     """
     digest = model_sha256(folder.path / folder.wheel)[:12]
-    extras = "llama,hf" if folder.needs_hub else "llama"
     setup = "set -e\n"
     if cluster.setup:
         setup += cluster.setup.rstrip() + "\n"
-    environment = _ENVIRONMENT.format(digest=digest)
+    environment = _ENVIRONMENT.format(digest=digest, extras="-".join(folder.extras))
     setup += environment
     setup += _SETUP.format(
         wheel=shlex.quote(folder.wheel),
-        extras=extras,
+        extras=",".join(folder.extras),
         cmake=_CMAKE,
         days=_UNUSED_DAYS,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kldcloud.errors import UserError
 from kldcloud.pipeline.machines import NodeFacts
@@ -16,6 +16,7 @@ from kldcloud.staging.choose import S3_BYTES_A_SECOND
 if TYPE_CHECKING:
     from kldcloud.clusters.prices import Offer
 
+_HOUR: Final = 3600.0
 START_SECONDS: Final = 600
 """Assumed from a request for machines to their first chunk, downloads aside."""
 
@@ -39,6 +40,65 @@ class Price:
     hourly: float | None
     unknown: str = ""
     enabled: bool = True
+
+
+class Rented(Protocol):
+    """What is to be told of a plan's machines and money, whatever they are for."""
+
+    @property
+    def name(self) -> str:
+        """The job's."""
+        ...
+
+    @property
+    def cluster(self) -> str:
+        """What the job or --cluster calls it."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """Local or skypilot."""
+        ...
+
+    @property
+    def nodes(self) -> int: ...
+
+    @property
+    def price(self) -> Price: ...
+
+    @property
+    def machine(self) -> str:
+        """In words; empty where nothing is known."""
+        ...
+
+    @property
+    def hourly(self) -> float | None:
+        """USD an hour for all machines; None if unknown."""
+        ...
+
+    @property
+    def max_seconds(self) -> int | None:
+        """After which the cluster ends the job; None for this machine."""
+        ...
+
+    @property
+    def cost_estimate(self) -> float | None:
+        """USD for the whole job; None if the price or the time is unknown."""
+        ...
+
+    @property
+    def cost_at_most(self) -> float | None:
+        """USD until the cluster ends the job; None if unknown."""
+        ...
+
+    @property
+    def says_how_fast(self) -> str:
+        """What a person can write for the time to be known."""
+        ...
+
+    def to_text(self) -> str:
+        """The plan for a person, a subject a line or two."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +181,15 @@ def asked_accelerators(resources: Mapping[str, object]) -> object:
             if isinstance(entry, Mapping) and entry.get("accelerators"):
                 return entry["accelerators"]
     return None
+
+
+def cost_of(hourly: float | None, seconds: float | None) -> float | None:
+    """USD of a time; None if either is unknown."""
+    if hourly == 0.0:
+        return 0.0
+    if hourly is None or seconds is None:
+        return None
+    return seconds / _HOUR * hourly
 
 
 def start_seconds(cluster: ClusterSpec, models: int) -> float:

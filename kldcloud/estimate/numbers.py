@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kldcloud.divergence.forecast import Forecast
-from kldcloud.estimate.cost import Crew, Price
+from kldcloud.estimate.cost import Crew, Price, cost_of
 from kldcloud.estimate.files import PlannedBase, PlannedCorpus, PlannedModel
 from kldcloud.estimate.sizes import StageSize, Volumes
 from kldcloud.estimate.text import machine_words, to_text
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from kldcloud.clusters.prices import Offer
 
 SCHEMA: Final = "kldcloud.plan/1"
-_HOUR: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +140,17 @@ class SweepEstimate:
     @property
     def cost_estimate(self) -> float | None:
         """USD for the whole job; None if the price or the time is unknown."""
-        return self._cost(self.total_seconds)
+        return cost_of(self.hourly, self.total_seconds)
 
     @property
     def cost_at_most(self) -> float | None:
         """USD until the cluster ends the job, whatever it is doing; None if unknown."""
-        return self._cost(self.max_seconds)
+        return cost_of(self.hourly, self.max_seconds)
+
+    @property
+    def says_how_fast(self) -> str:
+        """What a person can write for the time to be known."""
+        return f"state rates: {{{self.cluster}: tokens a second}} in the job"
 
     def to_json(self) -> str:
         """The plan for scripts: one object of schema `kldcloud.plan/1`.
@@ -211,10 +215,3 @@ class SweepEstimate:
     def to_text(self) -> str:
         """A few lines for the person who pays."""
         return to_text(self)
-
-    def _cost(self, seconds: float | None) -> float | None:
-        if self.hourly == 0.0:
-            return 0.0
-        if self.hourly is None or seconds is None:
-            return None
-        return seconds / _HOUR * self.hourly

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
-from kldcloud.spec.cluster import cluster_name
+from kldcloud.estimate.cost import (
+    Price,
+    asked_accelerators,
+    cost_of,
+    gpu_count,
+    price_of,
+    start_seconds,
+)
+from kldcloud.estimate.text import duration, machine_lines, machine_words, money_lines
+from kldcloud.spec.cluster import ClusterSpec, cluster_name
 from kldcloud.spec.qad_job import QadJob
 
 SCHEMA: Final = "kldcloud.qad-plan/1"
@@ -15,9 +24,86 @@ _MARGIN: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class QadPlan:
-    """A job, counted out."""
+    """A job, counted out.
+
+    Attributes:
+        job: what is wanted.
+        where: on which machines.
+        price: of them.
+        rate: tokens a second that one process trains on; None if nobody has said.
+    """
 
     job: QadJob
+    where: ClusterSpec
+    price: Price
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.job.name
+
+    @property
+    def cluster(self) -> str:
+        return cluster_name(self.job.cluster)
+
+    @property
+    def provider(self) -> str:
+        return self.where.provider
+
+    @property
+    def nodes(self) -> int:
+        return self.where.nodes
+
+    @property
+    def machine(self) -> str:
+        return machine_words(self.price.offer) if self.price.offer else ""
+
+    @property
+    def hourly(self) -> float | None:
+        return self.price.hourly
+
+    @property
+    def max_seconds(self) -> int | None:
+        return self.where.max_duration if self.where.remote else None
+
+    @property
+    def processes(self) -> int | None:
+        """That train together; None for this machine, which is looked at when they start."""
+        if self.where.workers != "auto":
+            return self.nodes * self.where.workers
+        if not self.where.remote:
+            return None
+        known = self.price.offer.accelerators if self.price.offer else ""
+        gpus = gpu_count(known or asked_accelerators(self.where.resources))
+        return self.nodes * max(gpus, 1)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens that are trained on in all, passes counted; None where the text decides."""
+        if self.steps is None:
+            return None
+        return self.steps * self.job.train.global_batch * self.job.data.context
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training alone; None if unknown."""
+        if self.tokens is None or self.rate is None:
+            return None
+        return self.tokens / (self.rate * (self.processes or 1))
+
+    @property
+    def cost_estimate(self) -> float | None:
+        """USD until training has ended; None if unknown. The sweep after it comes on top."""
+        start = start_seconds(self.where, 0)
+        return cost_of(self.hourly, None if self.seconds is None else start + self.seconds)
+
+    @property
+    def cost_at_most(self) -> float | None:
+        return cost_of(self.hourly, self.max_seconds)
+
+    @property
+    def says_how_fast(self) -> str:
+        return "give --rate, the tokens a second that one process trains on"
 
     @property
     def chunks(self) -> int | None:
@@ -50,6 +136,18 @@ class QadPlan:
             "chunks": self.chunks,
             "steps": self.steps,
             "files": self.files,
+            "nodes": self.nodes,
+            "processes": self.processes,
+            "tokens": self.tokens,
+            "tokens_a_second": self.rate,
+            "training_seconds": self.seconds,
+            "max_seconds": self.max_seconds,
+            "offer": asdict(self.price.offer) if self.price.offer else None,
+            "enabled": self.price.enabled,
+            "hourly": self.price.hourly,
+            "price_unknown": self.price.unknown or None,
+            "cost_estimate": self.cost_estimate,
+            "cost_at_most": self.cost_at_most,
             "job": self.job.model_dump(mode="json"),
         }
         return json.dumps(facts, indent=2)
@@ -58,8 +156,8 @@ class QadPlan:
         """The plan for a person, a subject a line."""
         job, kept = self.job, self.job.checkpoints
         init = job.student.init.quantize or str(job.student.init.model)
-        where = cluster_name(job.cluster)
-        lines = [f"{job.name}: {init}, distilled from {job.teacher.display_name} on {where}"]
+        student = f"{init}, distilled from {job.teacher.display_name}"
+        lines = [f"{job.name}: {student} on {self.cluster}"]
         for label, line in (
             ("text", self._text()),
             ("training", self._training()),
@@ -68,9 +166,27 @@ class QadPlan:
             ("files", "; ".join(self.files)),
             ("proof", self._proof()),
             ("store", job.store),
+            *(("time", line) for line in self._time()),
+            *self._rented(),
         ):
             lines.append(f"  {label:<{_MARGIN}}{line}")
         return "\n".join(lines)
+
+    def _time(self) -> list[str]:
+        if self.seconds is None or self.rate is None:
+            return []
+        rate = f"{self.rate:,.3g} tokens/s a process, as --rate says"
+        time = f"about {duration(self.seconds)} of training"
+        many = f" by {self.processes} processes" if (self.processes or 1) > 1 else ""
+        return [f"{time}{many} ({rate}); what comes before and after is not counted"]
+
+    def _rented(self) -> list[tuple[str, str]]:
+        if not self.where.remote:
+            return []
+        blocks = (("machine", machine_lines(self)), ("money", money_lines(self)))
+        return [
+            ("" if n else label, line) for label, block in blocks for n, line in enumerate(block)
+        ]
 
     def _text(self) -> str:
         data = self.job.data
@@ -109,3 +225,14 @@ class QadPlan:
 
 def _counted(count: int | Literal["all"], noun: str) -> str:
     return f"{count if count == 'all' else f'{count:,}'} {noun}{'' if count == 1 else 's'}"
+
+
+def plan_qad(job: QadJob, where: ClusterSpec, rate: float | None) -> QadPlan:
+    """Count a job out; prices of machines are asked of SkyPilot.
+
+    Args:
+        job: what is wanted.
+        where: on which machines.
+        rate: tokens a second that one process trains on; None if nobody has said.
+    """
+    return QadPlan(job, where, price_of(where), rate)

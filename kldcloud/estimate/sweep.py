@@ -9,6 +9,7 @@ from kldcloud.corpus.chunks import ChunkShape, Tokens
 from kldcloud.errors import UserError
 from kldcloud.estimate.cost import (
     Crew,
+    Rented,
     asked_accelerators,
     assumed_crew,
     price_of,
@@ -120,7 +121,7 @@ def estimate_sweep(
     )
 
 
-def refuse_without_access(estimate: SweepEstimate) -> None:
+def refuse_without_access(estimate: Rented) -> None:
     """Refuse machines of clouds that this account cannot rent from.
 
     Raises:
@@ -134,7 +135,7 @@ def refuse_without_access(estimate: SweepEstimate) -> None:
         Quote(offers, price.catalog_date, enabled=False).require_enabled()
 
 
-def refuse_above(estimate: SweepEstimate, max_cost: float) -> None:
+def refuse_above(estimate: Rented, max_cost: float) -> None:
     """Refuse a job that would cost more than a person allows, or nobody knows how much.
 
     A job that cannot cost more than that before the cluster ends it is let through in any case.
@@ -156,14 +157,13 @@ def refuse_above(estimate: SweepEstimate, max_cost: float) -> None:
     if likely is None:
         raise UserError(
             f"how long {estimate.name} takes is unknown, so its cost may pass {bound}",
-            hint=f"state rates: {{{estimate.cluster}: tokens a second}} in the job, or a "
-            "max_duration in the cluster that keeps it below",
+            hint=f"{estimate.says_how_fast}, or a max_duration in the cluster that keeps it below",
         )
     if likely > max_cost:
         raise UserError(
             f"{estimate.name} would cost about ${likely:,.2f} on {estimate.cluster}, more than "
             f"{bound}",
-            hint="take cheaper machines, fewer chunks or candidates, or a higher bound",
+            hint="take cheaper machines, less text, or a higher bound",
         )
 
 

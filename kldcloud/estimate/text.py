@@ -8,6 +8,7 @@ from kldcloud.staging.choose import S3_BYTES_A_SECOND
 
 if TYPE_CHECKING:
     from kldcloud.clusters.prices import Offer
+    from kldcloud.estimate.cost import Rented
     from kldcloud.estimate.numbers import SweepEstimate
 
 _MARGIN: Final = 12
@@ -31,8 +32,8 @@ def to_text(plan: SweepEstimate) -> str:
         ("work", _work(plan)),
         ("stop", _stop(plan)),
         ("time", _time(plan)),
-        ("machine", _machine(plan)),
-        ("money", _money(plan)),
+        ("machine", machine_lines(plan)),
+        ("money", money_lines(plan)),
     ):
         for number, line in enumerate(block):
             lines.append(f"  {'' if number else label:<{_MARGIN}}{line}")
@@ -175,7 +176,8 @@ def _time(plan: SweepEstimate) -> list[str]:
     return lines
 
 
-def _machine(plan: SweepEstimate) -> list[str]:
+def machine_lines(plan: Rented) -> list[str]:
+    """Which machine it would be, and which one next; nothing for this one."""
     price = plan.price
     if plan.provider == "local":
         return []
@@ -196,7 +198,8 @@ def _offered(offer: Offer) -> str:
     return f"{machine_words(offer)}, {price}"
 
 
-def _money(plan: SweepEstimate) -> list[str]:
+def money_lines(plan: Rented) -> list[str]:
+    """What it would cost, likely and at most."""
     if plan.hourly == 0.0:
         return ["nothing by the hour"]
     if plan.hourly is None:

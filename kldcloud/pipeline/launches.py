@@ -24,11 +24,13 @@ from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.life import LaunchRecord, launch_key, read_launch
 from kldcloud.pipeline.prepare import check_conversations, check_models
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.qad_files import check_given, given_files
 from kldcloud.pipeline.runs import job_bytes, what_counts
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, ShippedFile, Sources
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
-from kldcloud.spec.load import load_sweep
+from kldcloud.spec.load import KINDS, Job, load_job
+from kldcloud.spec.qad_job import QadJob
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.stage import canonical_json
 from kldcloud.store import open_store
@@ -78,7 +80,7 @@ class LaunchOrder:
         return Sources(store, {each.uri: each for each in self.shipped})
 
 
-def read_order(folder: Path) -> tuple[LaunchOrder, SweepJob]:
+def read_order(folder: Path) -> tuple[LaunchOrder, Job]:
     """The order and the job of a folder that travelled.
 
     Raises:
@@ -97,21 +99,20 @@ def read_order(folder: Path) -> tuple[LaunchOrder, SweepJob]:
             seconds=float(facts["seconds"]),
             allow_mixed=facts["allow_mixed"] is True,
         )
-        job = SweepJob.model_validate(yaml.safe_load(_bounded(folder / JOB_FILE)))
+        content = yaml.safe_load(_bounded(folder / JOB_FILE))
+        job = KINDS[content["kind"]].model_validate(content)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, ValidationError) as error:
         raise FormatError(f"{folder} is not the folder of a launch: {error}") from error
     return order, job
 
 
-def write_order(folder: Path, order: LaunchOrder, job: SweepJob) -> None:
+def write_order(folder: Path, order: LaunchOrder, job: Job) -> None:
     """Write what `read_order` reads."""
     (folder / LAUNCH_FILE).write_bytes(order.to_json())
     (folder / JOB_FILE).write_bytes(job_bytes(job))
 
 
-def launch_id(
-    job: SweepJob, store: str, cluster: ClusterSpec, shipped: tuple[ShippedFile, ...]
-) -> str:
+def launch_id(job: Job, store: str, cluster: ClusterSpec, shipped: tuple[ShippedFile, ...]) -> str:
     """The same command has the same id, so that it finds its own machines again."""
     facts = {
         "job": what_counts(job.model_dump(mode="json")),
@@ -123,7 +124,7 @@ def launch_id(
     return f"kld-{name or 'job'}-{sha256_bytes(canonical_json(facts))[:_ID_DIGITS]}"
 
 
-def job_digest(job: SweepJob) -> str:
+def job_digest(job: Job) -> str:
     """Of what moves a number in a job: the same for the same job anywhere."""
     return sha256_bytes(canonical_json(what_counts(job.model_dump(mode="json"))))
 
@@ -142,14 +143,14 @@ def launch_of_job(path: Path, store: str | None) -> tuple[LaunchRecord, Store] |
         path: the job file.
         store: where to look instead of where the job says.
     """
-    job = load_sweep(path, [f"store={store}"] if store else [])
+    job = load_job(path, [f"store={store}"] if store else [])
     kept = open_store(job.store)
     digest = job_digest(job)
     found = [each for each in read_launches(kept) if each.job == digest]
     return (found[-1], kept) if found else None
 
 
-def ship(job: SweepJob, store: Store, progress: Progress) -> tuple[ShippedFile, ...]:
+def ship(job: Job, store: Store, progress: Progress) -> tuple[ShippedFile, ...]:
     """Upload what only this machine has; each file once, by digest.
 
     Models and conversations are looked at first, so that what is none is refused before hours of
@@ -158,8 +159,11 @@ def ship(job: SweepJob, store: Store, progress: Progress) -> tuple[ShippedFile, 
     Raises:
         UserError: for what is not there, or not what it should be.
     """
-    check_models(job, progress)
-    check_conversations(job, progress)
+    if isinstance(job, QadJob):
+        check_given(job, progress)
+    else:
+        check_models(job, progress)
+        check_conversations(job, progress)
     shipped: dict[str, ShippedFile] = {}
     for uri, is_text in named_sources(job):
         if uri.scheme in FETCHED_ANYWHERE or str(uri) in shipped:
@@ -176,8 +180,16 @@ def ship(job: SweepJob, store: Store, progress: Progress) -> tuple[ShippedFile, 
     return tuple(shipped.values())
 
 
-def named_sources(job: SweepJob) -> Iterator[tuple[SourceUri, bool]]:
+def named_sources(job: Job) -> Iterator[tuple[SourceUri, bool]]:
     """Every file that a job names, and whether it is a text."""
+    if isinstance(job, QadJob):
+        yield from ((uri, False) for uri in given_files(job))
+        yield from ((uri, True) for uri in (job.data.text, job.eval.second_text) if uri is not None)
+        return
+    yield from _named_by_sweep(job)
+
+
+def _named_by_sweep(job: SweepJob) -> Iterator[tuple[SourceUri, bool]]:
     for uri in (job.base.model, job.base.logits):
         if uri is not None:
             yield uri, False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from kldcloud.models.llama_library import llama
 from kldcloud.pipeline.machines import Machines, World
 from kldcloud.pipeline.model_files import ModelFile, model_file
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.qad_copy import copy_here
 from kldcloud.pipeline.qad_files import (
     QadFiles,
     QadTexts,
@@ -269,23 +269,8 @@ def _export(
     progress.note(f"exported step {best.step}: {compared:,} weights are what training used")
     store.write_new_file(f"{order.prefix}/student.gguf", path)
     if copy is not None:
-        _copy(path, copy)
-        progress.note(f"copied to {copy}")
+        copy_here(path, copy, progress)
     return model_file("qad", f"{order.run}.gguf", path, progress)
-
-
-def _copy(path: Path, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, part)
-        part.replace(target)
-    except OSError as error:
-        raise StoreError(
-            f"{target}: {error.strerror}", hint="the store has the file; copy it from there"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | None) -> SweepJob:

@@ -19,8 +19,9 @@ from kldcloud.models.llama_tokenizer import TokenizedText, tokenize
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
 from kldcloud.pipeline.options import llama_options
+from kldcloud.pipeline.prepare import HERE
 from kldcloud.pipeline.progress import Progress
-from kldcloud.pipeline.sources import Sources
+from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.spec.uri import SourceUri
@@ -137,6 +138,31 @@ def qad_files(
     return QadFiles(teacher, (plain, weighed), chosen)
 
 
+def given_files(job: QadJob) -> list[SourceUri]:
+    """The files that a job names, texts aside."""
+    init = job.student.init
+    matrix = init.imatrix if isinstance(init.imatrix, SourceUri) else None
+    return [uri for uri in (job.teacher.model, init.model, matrix) if uri is not None]
+
+
+def check_given(job: QadJob, progress: Progress) -> None:
+    """Look at the files that are here, so that what is none is refused before anything is rented.
+
+    Raises:
+        UserError: for what is not there, or not what it should be.
+    """
+    init = job.student.init
+    here = {
+        uri: HERE.fetch(uri, progress)
+        for uri in given_files(job)
+        if uri.scheme not in FETCHED_ANYWHERE
+    }
+    headers = {uri: read_gguf_header(path) for uri, path in here.items() if uri is not init.imatrix}
+    if init.imatrix in here and job.teacher.model in headers:
+        path = here[init.imatrix]
+        check_fit(read_imatrix(path), headers[job.teacher.model], str(path))
+
+
 def ship_models(files: QadFiles, store: Store, progress: Progress) -> None:
     """Put into the store which of them other machines cannot fetch: files that were made here."""
     for model in (files.teacher, files.init):
@@ -171,7 +197,7 @@ def _imatrix(
     job: QadJob, teacher: ModelFile, training: Tokens | None, progress: Progress, sources: Sources
 ) -> Path:
     wanted = job.student.init.imatrix
-    if wanted not in {"auto", "none"} and wanted is not None and not isinstance(wanted, str):
+    if isinstance(wanted, SourceUri):
         path = sources.fetch(wanted, progress)
         check_fit(read_imatrix(path), teacher.header, str(path))
         return path

@@ -20,9 +20,9 @@ from kldcloud.spec.refusal import refusal
 from kldcloud.spec.uri import parse_uri
 from kldcloud.spec.yaml_tree import Located, place_of, read_tree
 
-KINDS: Final[Mapping[str, type[SweepJob | QadJob]]] = MappingProxyType(
-    {"sweep": SweepJob, "qad": QadJob}
-)
+Job = SweepJob | QadJob
+
+KINDS: Final[Mapping[str, type[Job]]] = MappingProxyType({"sweep": SweepJob, "qad": QadJob})
 """Every kind of job file that there is a model for."""
 
 # The fields that hold a path of something to read, without the indices of their lists, and the
@@ -45,7 +45,7 @@ _SOURCES: Final[Mapping[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def load_job(path: Path, overrides: Sequence[str] = ()) -> SweepJob | QadJob:
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     """Read a job file; nothing but this one file is opened.
 
     Relative paths of models, texts and base files come back absolute. In the file they are

@@ -17,10 +17,14 @@ from kldcloud.clusters.sealed import KEY_FILE, VARIABLE, seal, unseal
 from kldcloud.clusters.sky_task import LaunchFolder, secrets_of, task_config
 from kldcloud.clusters.wheel import build_wheel
 from kldcloud.errors import FormatError, UserError
-from kldcloud.pipeline.launches import LaunchOrder, launch_id, read_order, write_order
+from kldcloud.pipeline.launches import LaunchOrder, launch_id, read_order, ship, write_order
+from kldcloud.pipeline.progress import Silent
 from kldcloud.pipeline.sources import ShippedFile
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
+from kldcloud.spec.qad_job import QadJob
+from kldcloud.store import open_store
+from tests.qad.small_training import tiny_init, tiny_teacher
 
 SECRET = "s3cr3t-and-nobody-elses"  # noqa: S105 - made up
 RENTED = ClusterSpec.model_validate(
@@ -122,6 +126,55 @@ def test_a_task_says_what_the_cluster_file_says(tmp_path: Path) -> None:
     assert SECRET not in yaml.safe_dump(config)
     for script in (config["setup"], config["run"]):
         subprocess.run(["bash", "-n", "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("hub", "trains", "extras"), [(False, False, "llama"), (True, True, "llama,hf,qad")]
+)
+def test_machines_install_what_their_job_needs(
+    tmp_path: Path, hub: bool, trains: bool, extras: str
+) -> None:
+    folder = LaunchFolder(tmp_path, build_wheel(tmp_path).name, hub, trains)
+    config = task_config("kld-some", RENTED, folder, seal({}, tmp_path))
+    assert f'"kldcloud[{extras}] @ file' in config["setup"]
+    # What one kind of job installed may lack what another one needs.
+    assert f"-{extras.replace(',', '-')}-$(printf" in config["run"]
+
+
+def test_a_distillation_ships_what_it_names_and_comes_back(tmp_path: Path) -> None:
+    teacher = tiny_teacher(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("a text\n")
+    job = QadJob.model_validate(
+        {
+            "kind": "qad",
+            "name": "some",
+            "teacher": str(teacher),
+            "student": {"init": str(tiny_init(teacher))},
+            "data": {"text": str(text)},
+            "eval": {"second_text": "builtin:python-reference"},
+            "export": {"path": "out.gguf"},
+        }
+    )
+    store = open_store(str(tmp_path / "store"))
+    shipped = ship(job, store, Silent())
+    named = [str(job.teacher.model), str(job.student.init.model), str(text)]
+    assert [each.uri for each in shipped] == [*named, "builtin:python-reference"]
+    for each in shipped:
+        assert store.size(f"models/{each.sha256}") == each.size
+    order = LaunchOrder("kld-x", "s3://bucket/prefix", RENTED, shipped, 3600.0)
+    write_order(tmp_path, order, job)
+    assert read_order(tmp_path) == (order, job)
+
+
+def test_a_distillation_of_what_is_no_model_is_refused_before_it_ships(tmp_path: Path) -> None:
+    (tmp_path / "t.gguf").write_text("no model")
+    facts = {"kind": "qad", "name": "x", "teacher": str(tmp_path / "t.gguf")}
+    facts |= {"student": {"init": {"quantize": "Q4_0"}}, "data": {"text": "a.txt"}}
+    store = open_store(str(tmp_path / "store"))
+    with pytest.raises(FormatError, match=r"t\.gguf"):
+        ship(QadJob.model_validate(facts), store, Silent())
+    assert not list(store.list(""))
 
 
 def test_an_order_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from kldcloud.clusters.prices import Offer
+from kldcloud.errors import UserError
+from kldcloud.estimate.cost import Price
 from kldcloud.estimate.qad import QadPlan
+from kldcloud.estimate.sweep import refuse_above
+from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.qad_job import QadJob
+
+FREE = Price(None, None, "", 0.0)
+RENTED = ClusterSpec.model_validate(
+    {
+        "provider": "skypilot",
+        "nodes": 2,
+        "resources": {"accelerators": "H100:8"},
+        "max_duration": "2h",
+    }
+)
+OFFER = Offer("aws/us-east-2", "p5.48xlarge", "H100:8", spot=True, hourly=30.0)
 
 
 def plan_of(**changes: Any) -> QadPlan:
@@ -20,7 +39,7 @@ def plan_of(**changes: Any) -> QadPlan:
         "eval": {"second_text": "b.txt", "second_chunks": 1},
         "export": {"path": "out.gguf"},
     }
-    return QadPlan(QadJob.model_validate({**said, **changes}))
+    return QadPlan(QadJob.model_validate({**said, **changes}), ClusterSpec(), FREE)
 
 
 def test_a_plan_counts_what_the_file_lets_it_count() -> None:
@@ -73,3 +92,37 @@ def test_a_plan_for_scripts_holds_the_whole_job() -> None:
     facts = json.loads(plan.to_json())
     assert (facts["schema"], facts["chunks"], facts["steps"]) == ("kldcloud.qad-plan/1", 23, 10)
     assert QadJob.model_validate(facts["job"]) == plan.job
+
+
+def test_machines_have_a_price_and_hours_only_if_somebody_says_how_fast_they_are() -> None:
+    price = Price(OFFER, None, "2026-11-01", 60.0)
+    plan = replace(plan_of(cluster="big", store="s3://bucket/p"), where=RENTED, price=price)
+    assert (plan.processes, plan.cost_estimate, plan.cost_at_most) == (16, None, 120.0)
+    assert plan.to_text().splitlines()[-5:] == [
+        "  store       s3://bucket/p",
+        "  machine     aws/us-east-2 p5.48xlarge, H100:8, spot, $30.00 an hour",
+        "              (SkyPilot's price lists of 2026-11-01)",
+        "  money       unknown, as the time is; at most $120.00, when max_duration (2 h) ends it",
+        "              ($60.00 an hour for all machines)",
+    ]
+    # 10 steps of 4 chunks of 512 tokens.
+    told = replace(plan, rate=12.8)
+    assert told.seconds == 100.0
+    assert "about 100 s of training by 16 processes (12.8 tokens/s a process, as --rate" in (
+        told.to_text()
+    )
+    assert told.cost_estimate == pytest.approx((600 + 100) / 3600 * 60)
+    facts = json.loads(told.to_json())
+    assert (facts["processes"], facts["tokens"], facts["training_seconds"]) == (16, 20480, 100.0)
+    assert facts["cost_at_most"] == 120.0
+
+
+def test_a_bound_on_the_money_holds() -> None:
+    price = Price(OFFER, None, "", 60.0)
+    plan = replace(plan_of(cluster="big"), where=RENTED, price=price)
+    refuse_above(plan, 120.0)
+    with pytest.raises(UserError, match=r"how long demo takes is unknown.*; give --rate"):
+        refuse_above(plan, 119.0)
+    refuse_above(replace(plan, rate=12.8), 12.0)
+    with pytest.raises(UserError, match=r"demo would cost about \$11.67 on big, more than"):
+        refuse_above(replace(plan, rate=12.8), 11.0)

@@ -1,0 +1,57 @@
+"""The trained file where a person wants it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from kldcloud.errors import StoreError
+from kldcloud.models.cache import cache_dir
+from kldcloud.models.store_copy import cached_copy
+from kldcloud.pipeline.progress import Progress
+from kldcloud.report.summary_shape import Summary
+from kldcloud.store.base import Store
+
+
+def copy_here(path: Path, target: Path, progress: Progress) -> None:
+    """Copy a file of this machine; the target is whole, or as it was.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, part)
+        part.replace(target)
+    except OSError as error:
+        raise StoreError(
+            f"{target}: {error.strerror}", hint="the store has the file; copy it from there"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    progress.note(f"copied to {target}")
+
+
+def copy_from_store(
+    store: Store, summary: Summary, student: str, target: Path, progress: Progress
+) -> None:
+    """Fetch a file that other machines made, and measured.
+
+    Args:
+        store: where it is.
+        summary: of the sweep that measured it, which has its digest.
+        student: its name there.
+        target: where it goes.
+        progress: for a bar.
+
+    Raises:
+        StoreError: it is not there, or cannot be written.
+    """
+    found = next((each for each in summary.candidates if each.name == student), None)
+    if found is None or found.sha256 is None or found.bytes is None:
+        raise StoreError(f"run {summary.run} does not say which file {student} is")
+    with progress.bar(f"fetching {student}", found.bytes) as bar:
+        path = cached_copy(store, found.sha256, found.bytes, cache=cache_dir(), progress=bar.reach)
+    copy_here(path, target, progress)
