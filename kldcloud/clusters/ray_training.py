@@ -39,9 +39,12 @@ def train(machines: Machines, world: World, work: Work) -> None:
     Raises:
         EngineError: processes died too often, or Ray could not start them.
     """
-    with machines.room(world) as resources:
+    with (
+        machines.room(world) as resources,
+        tempfile.TemporaryDirectory(prefix="kld-", ignore_cleanup_errors=True) as folder,
+    ):
         # In the main thread Ray Train would take Ctrl-C for itself, and keep it.
-        fitting = _Fitting(world, resources, work)
+        fitting = _Fitting(world, resources, work, folder)
         fitting.start()
         fitting.join()
     if fitting.error is not None:
@@ -60,20 +63,22 @@ class _Fitting(threading.Thread):
         error: once the thread has ended, why; None if it ended well.
     """
 
-    def __init__(self, world: World, resources: Mapping[str, float], work: Work) -> None:
+    def __init__(
+        self, world: World, resources: Mapping[str, float], work: Work, folder: str
+    ) -> None:
         super().__init__(daemon=True, name="training")
         self._world, self._resources, self._work = world, resources, work
+        self._folder = folder
         self.error: Exception | None = None
 
     def run(self) -> None:
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         try:
-            with tempfile.TemporaryDirectory(prefix="kld-") as folder:
-                self._fit(folder)
+            self._fit()
         except Exception as error:  # noqa: BLE001 - the thread's waiter raises it
             self.error = error
 
-    def _fit(self, folder: str) -> None:
+    def _fit(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -89,7 +94,7 @@ class _Fitting(threading.Thread):
             ),
             run_config=RunConfig(
                 name="qad",
-                storage_path=folder,
+                storage_path=self._folder,
                 failure_config=FailureConfig(
                     max_failures=MOST_FAILURES, controller_failure_limit=MOST_WAITS
                 ),

@@ -1,23 +1,28 @@
-"""The optional half of the package: torch and transformers."""
+"""The optional half of the package: torch, transformers, and what Ray needs to train."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Final
 
 from kldcloud.errors import UserError
 
 
+_NEEDED: Final = ("torch", "transformers", "pandas", "requests")
+"""The last two by Ray Train, whose own extra brings them."""
+
+
 def require_extra() -> None:
-    """Say what to install where torch or transformers is missing; imports neither.
+    """Say what to install where something that training imports is missing; imports nothing.
 
     Modules that import them at their top are imported after this.
 
     Raises:
         UserError: if one is missing.
     """
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"training needs {' and '.join(missing)}, not installed here",
+            f"training needs {', '.join(missing)}, not installed here",
             hint="pip install 'kldcloud[qad]'",
         )

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_NAME = re.compile(r"([A-Za-z0-9._-]+)(\[[a-z,]+\])?")
 
 
 def wheelhouse() -> Path:
@@ -37,7 +37,8 @@ def wheelhouse() -> Path:
     part = Path(tempfile.mkdtemp(prefix="wheelhouse-part-", dir=cache))
     try:
         constraints = part / "constraints.txt"
-        constraints.write_text("\n".join(groups[0]) + "\n")
+        # pip takes no extras there.
+        constraints.write_text(re.sub(r"\[.*?\]", "", "\n".join(groups[0])) + "\n")
         # One call a group: pip would rightly find that their wishes contradict each other.
         for group in groups:
             _pip_wheel(part, group, constraints)
@@ -63,9 +64,9 @@ def _requirements() -> list[list[str]]:
     ours = project["project"]["dependencies"]
     extras = project["project"]["optional-dependencies"]
     engine = extras["llama"]
-    names = [match[0] for text in (*ours, *extras["qad"]) if (match := _NAME.match(text))]
+    found = [match for text in (*ours, *extras["qad"]) if (match := _NAME.match(text))]
     return [
-        [*(f"{name}=={version(name)}" for name in names), *engine],
+        [*(f"{match[0]}=={version(match[1])}" for match in found), *engine],
         [f"skypilot[slurm,remote]=={version('skypilot')}"],
         ["pip", "uv", "wheel", "setuptools<70"],
         project["build-system"]["requires"],
