@@ -6,6 +6,7 @@ error that ended training, where trying again would end the same way.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -70,7 +71,9 @@ def train_process(order: Any, store: str, rank: int, world: int, device: str) ->
                 told.tell(done)
     except KldcloudError as error:
         facts = {"message": error.message, "hint": error.hint}
-        kept.write_new(f"{order.prefix}/{REFUSED}", canonical_json(facts))
+        # Where even this cannot be written, Ray's own report has to do.
+        with contextlib.suppress(KldcloudError):
+            kept.write_new(f"{order.prefix}/{REFUSED}", canonical_json(facts))
         raise
 
 
