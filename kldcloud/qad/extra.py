@@ -7,7 +7,6 @@ from typing import Final
 
 from kldcloud.errors import UserError
 
-
 _NEEDED: Final = ("torch", "transformers", "pandas", "requests")
 """The last two by Ray Train, whose own extra brings them."""
 
