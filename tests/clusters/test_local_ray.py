@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from kldcloud.clusters.local_ray import local_ray
-from tests.clusters.process_tree import descendants
 
 LISTENING = "0A"
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
@@ -26,7 +25,7 @@ def ray_address() -> Iterator[str]:
 
 
 def test_listens_on_loopback_only(ray_address: str) -> None:
-    sockets = _listening_sockets(descendants(os.getpid()))
+    sockets = _listening_sockets(_descendants(os.getpid()))
     assert len(sockets) >= 3, "Ray's control store and node manager listen somewhere"
     assert {address for address, _ in sockets} <= LOOPBACK
     assert int(ray_address.rsplit(":", 1)[1]) in {port for _, port in sockets}
@@ -58,6 +57,20 @@ def test_refuses_whoever_has_no_token(ray_address: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "let in" not in done.stdout
+
+
+def _descendants(root: int) -> set[int]:
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        parents[int(status.parent.name)] = int(fields[1])
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def _listening_sockets(pids: set[int]) -> set[tuple[str, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -21,7 +20,7 @@ from kldcloud.qad.progress_file import read_progress
 from kldcloud.qad.training import TrainingOrder
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
-from tests.clusters.process_tree import descendants
+from tests.pipeline.sweeps import descendants
 from tests.qad.small_training import order, tiny_init, tiny_teacher
 
 pytestmark = pytest.mark.slow
@@ -37,12 +36,8 @@ def last_checkpoint(store: Store, whole: TrainingOrder) -> dict[str, bytes]:
 
 def processes_that_train() -> list[int]:
     """Ours: Ray gives them a title."""
-    found = []
-    for process in descendants(os.getpid()):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                found.append(process)
-    return sorted(found)
+    below = descendants(os.getpid()).items()
+    return [pid for pid, title in below if title.startswith("ray::RayTrainWorker")]
 
 
 def test_a_process_that_is_killed_changes_no_bit(tmp_path: Path) -> None:

@@ -108,6 +108,21 @@ def test_a_launch_that_was_killed_goes_on_and_ends_in_the_same_file(
 
 
 @pytest.mark.slow
+def test_ctrl_c_ends_training_and_nothing_is_made_of_half_a_student(
+    teacher: Path, short_folder: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    started = launch(short_folder / "t", job(teacher, train={"epochs": 50}), store)
+    until(lambda: list(store.glob("qad/*/checkpoints/00000008/state.json")), seconds=120)
+    started.signal(signal.SIGINT)
+    code, out, errors = started.wait(60)
+    assert (code, out) == (130, "")
+    assert "Traceback" not in errors
+    assert not (qad_run(store) / "student.gguf").exists()
+    assert not started.ray_folders()
+
+
+@pytest.mark.slow
 def test_a_student_that_is_no_better_is_a_failure_and_is_kept(
     teacher: Path, short_folder: Path, tmp_path: Path
 ) -> None:
