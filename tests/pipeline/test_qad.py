@@ -64,8 +64,8 @@ def test_a_job_ends_with_a_better_file_and_says_by_how_much(
     result = json.loads((run / "result.json").read_text())
     assert (result["steps"], result["failed"]) == (STEPS, None)
     looks = result["looks"]
-    assert [step for step, *_ in looks] == [0, 8, 16, 24]
-    assert min(kld for _, kld, _ in looks[1:]) < looks[0][1]
+    assert [each["step"] for each in looks] == [0, 8, 16, 24]
+    assert min(each["kld"] for each in looks[1:]) < looks[0]["kld"]
 
     summary = parse_summary((store / "runs" / result["sweep"] / "summary.json").read_bytes())
     means = {each.candidate: each.result.kld.mean.value for each in summary.results if each.result}
