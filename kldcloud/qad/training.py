@@ -18,16 +18,21 @@ import numpy.typing as npt
 import torch
 from torch import distributed
 
-from kldcloud.errors import EngineError
+from kldcloud.errors import EngineError, FormatError
 from kldcloud.qad.batches import Batches
 from kldcloud.qad.checkpoints import Checkpoints, Look, Progressed
 from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
+from kldcloud.qad.nvfp4_layers import largest_inputs
 from kldcloud.qad.pair import Pair, load_pair
 from kldcloud.qad.student import NORMS, hidden_states, output_head
 from kldcloud.spec.qad_job import TrainSpec
+from kldcloud.staging.stage import canonical_json, load_json
 from kldcloud.store.base import Store
 
 BETAS: Final = (0.9, 0.95)
+INPUTS: Final = "inputs.json"
+CALIBRATION_CHUNKS: Final = 8
+"""Training chunks that the largest inputs are taken from; what is larger later is clipped."""
 _AVERAGES: Final = ("exp_avg", "exp_avg_sq")
 
 Tokens = npt.NDArray[np.int32]
@@ -49,6 +54,7 @@ class TrainingOrder:
         checkpoint_every: steps between two checkpoints.
         keep: checkpoints kept, beside the best one.
         threads: of one process.
+        activations: whether the inputs of an NVFP4 student's matrices are NVFP4 too.
     """
 
     run: str
@@ -62,6 +68,7 @@ class TrainingOrder:
     checkpoint_every: int
     keep: int
     threads: int
+    activations: bool = False
 
     @property
     def batches(self) -> Batches:
@@ -115,7 +122,9 @@ class Training:
         self._order = order
         self._rank, self._world, self._device = rank, world, device
         self._checkpoints = Checkpoints(store, order.prefix, order.run)
-        self._pair = load_pair(order.teacher, order.init, order.train, device)
+        self._store = store
+        calibrate = self._largest_inputs if order.activations else None
+        self._pair = load_pair(order.teacher, order.init, order.train, device, calibrate)
         self._optimizer = _optimizer(self._pair, order.train)
         self._teacher_head = output_head(self._pair.teacher)
         self._progressed = Progressed(0, ())
@@ -206,6 +215,15 @@ class Training:
         kld, same, count = sums.tolist()
         return Look(step, kld / count, same / count)
 
+    def _largest_inputs(self, teacher: Any, names: tuple[str, ...]) -> Mapping[str, float]:  # noqa: ANN401
+        """From the store, where the first process to come here puts them."""
+        key = f"{self._order.prefix}/{INPUTS}"
+        if self._store.size(key) is None:
+            tokens = self._tensor(self._order.tokens[:CALIBRATION_CHUNKS])
+            found = largest_inputs(teacher, names, tokens)
+            self._store.write_new(key, canonical_json(found))
+        return read_inputs(self._store, self._order.prefix, names)
+
     def _student_head(self) -> OutputHead:
         return output_head(self._pair.student.model)
 
@@ -260,6 +278,21 @@ class Training:
                     },
                 }
         self._progressed = checkpoint.progressed
+
+
+def read_inputs(store: Store, prefix: str, names: tuple[str, ...]) -> Mapping[str, float]:
+    """What calibration found: the largest magnitude that enters each of these matrices.
+
+    Raises:
+        FormatError: it is not there, or it is not what calibration writes.
+    """
+    key = f"{prefix}/{INPUTS}"
+    found: Any = load_json(store, key)
+    if isinstance(found, dict) and found.keys() == set(names):
+        largest = {name: found[name] for name in names}
+        if all(type(each) in (int, float) and math.isfinite(each) for each in largest.values()):
+            return largest
+    raise FormatError(f"{key}: not what calibration found", hint="delete it, and launch again")
 
 
 def is_over(progressed: Progressed, order: TrainingOrder) -> bool:
