@@ -89,7 +89,7 @@ def nvfp4_formats(
     model: ModelMap, weights: Mapping[str, torch.Tensor]
 ) -> Mapping[str, Nvfp4Weight]:
     """The formats of those of these weights that are NVFP4, by name; all of them, or none."""
-    return weight_formats(model, weights) if _has_nvfp4(model, weights) else {}
+    return weight_formats(model, weights.__getitem__) if _has_nvfp4(model, weights) else {}
 
 
 def _has_nvfp4(model: ModelMap, weights: Mapping[str, torch.Tensor]) -> bool:

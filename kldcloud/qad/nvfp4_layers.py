@@ -7,9 +7,9 @@ as another, with one tensor scale each; so they share theirs here too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -30,22 +30,21 @@ class Nvfp4Weight:
     """One matrix as the student computes with it.
 
     Attributes:
-        sharing: this and all others that have the same tensor scale, as they are now.
+        names: of this and all others that have the same tensor scale.
+        weight: finds one by its name, as it is now: where a model is spread over processes, its
+            layers' weights are other objects while they compute.
     """
 
-    sharing: tuple[torch.Tensor, ...]
+    names: tuple[str, ...]
+    weight: Callable[[str], torch.Tensor]
 
     def fake_quantize(self, w: torch.Tensor) -> torch.Tensor:
-        """See `nvfp4.fake_quantize`; `w` is one of `sharing`."""
+        """See `nvfp4.fake_quantize`; `w` is one of these weights."""
         return nvfp4.fake_quantize(w, self.tensor_scale())
-
-    def pack(self, w: torch.Tensor) -> nvfp4.PackedNvfp4:
-        """See `nvfp4.pack`."""
-        return nvfp4.pack(w, self.tensor_scale())
 
     def tensor_scale(self) -> torch.Tensor:
         """That of all that share it."""
-        return nvfp4.shared_scale(*self.sharing)
+        return nvfp4.shared_scale(*map(self.weight, self.names))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,21 +85,20 @@ def fused_groups(model: ModelMap) -> tuple[tuple[str, ...], ...]:
 
 
 def weight_formats(
-    model: ModelMap, weights: Mapping[str, torch.Tensor]
+    model: ModelMap, weight: Callable[[str], torch.Tensor]
 ) -> Mapping[str, Nvfp4Weight]:
     """The formats of all NVFP4 matrices.
 
     Args:
         model: of the teacher or of the student.
-        weights: at least those matrices by name; the formats follow their changes.
+        weight: finds a matrix by its name, each time that it is computed with.
 
     Raises:
         FormatError: see `fused_groups`.
     """
     formats: dict[str, Nvfp4Weight] = {}
     for names in fused_groups(model):
-        sharing = Nvfp4Weight(tuple(weights[name] for name in names))
-        formats |= dict.fromkeys(names, sharing)
+        formats |= dict.fromkeys(names, Nvfp4Weight(names, weight))
     return formats
 
 
@@ -112,34 +110,3 @@ def input_formats(
         name: Nvfp4Inputs(nvfp4.shared_scale(torch.tensor(value, device=device)))
         for name, value in largest.items()
     }
-
-
-@torch.no_grad()
-def largest_inputs(
-    model: Any,  # noqa: ANN401 - a transformers model
-    names: tuple[str, ...],
-    batches: torch.Tensor,
-) -> Mapping[str, float]:
-    """Calibrate: the largest magnitude that enters each of some linear layers.
-
-    Args:
-        model: the teacher.
-        names: of the layers' weights.
-        batches: int64 ``[n, context]``, evaluated a row at a time.
-    """
-    largest = dict.fromkeys(names, 0.0)
-    hooks = []
-    for name in names:
-
-        def see(_module: Any, inputs: tuple[torch.Tensor], name: str = name) -> None:  # noqa: ANN401
-            largest[name] = max(largest[name], float(inputs[0].abs().amax()))
-
-        module = model.get_submodule(name.removesuffix(".weight"))
-        hooks.append(module.register_forward_pre_hook(see))
-    try:
-        for tokens in batches:
-            model.model(input_ids=tokens[None], use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return largest

@@ -96,7 +96,7 @@ def _nvfp4_pair(
     models = [load_model(each.path, device=device) for each in (of_teacher, of_init)]
     models[0].requires_grad_(requires_grad=False)
     wanted, ours = (dict(each.named_parameters()) for each in models)
-    rounded = weight_formats(of_teacher, wanted)
+    rounded = weight_formats(of_teacher, wanted.__getitem__)
     with torch.no_grad():
         for name, weight_format in rounded.items():
             if not torch.equal(weight_format.fake_quantize(wanted[name]), ours[name]):
@@ -108,7 +108,7 @@ def _nvfp4_pair(
     largest = calibrate(models[0], tuple(rounded)) if calibrate else {}
     student = make_student(
         models[1],
-        weight_formats(of_init, ours),
+        weight_formats(of_init, models[1].get_parameter),
         codes=train.train_codes,
         norms=train.train_norms,
         head=train.train_head,

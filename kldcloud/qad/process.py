@@ -61,7 +61,9 @@ def train_process(order: Any, store: str, rank: int, world: int, device: str) ->
         return
     torch.set_num_threads(order.threads)
     try:
-        training = Training(order, kept, rank=rank, world=world, device=device)
+        # On CPUs, where models are small, whole ones need no traffic in the forward pass.
+        sharded = world > 1 and device != "cpu"
+        training = Training(order, kept, rank=rank, world=world, device=device, sharded=sharded)
         told = _Told(kept, order, training.progressed.step) if rank == 0 else None
         for done in training.steps():
             if told is not None:

@@ -17,19 +17,20 @@ from kldcloud.models.gguf_header import read_gguf_header, read_tensor_bytes
 from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
 from kldcloud.qad import nvfp4_file
 from kldcloud.qad.architectures import map_model
+from kldcloud.qad.calibration import INPUTS
 from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.export import export_gguf
 from kldcloud.qad.formats import nvfp4
-from kldcloud.qad.nvfp4_file import RUN_BY_LLAMA_CPP, quantize_to_nvfp4
+from kldcloud.qad.nvfp4_file import RUN_BY_LLAMA_CPP
 from kldcloud.qad.nvfp4_layers import fused_groups
 from kldcloud.qad.pair import load_pair
 from kldcloud.qad.student import CODES, HEAD, NORMS, QuantizedLinear, hidden_states, output_head
 from kldcloud.qad.torch_model import load_model
-from kldcloud.qad.training import INPUTS, Tokens, Training
+from kldcloud.qad.training import Tokens, Training
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
-from tests.qad.small_training import CONTEXT, order, tiny_teacher
+from tests.qad.small_training import CONTEXT, order, tiny_nvfp4, tiny_teacher
 from tests.qad.tiny_architectures import ARCHITECTURES, VOCABULARY
 
 TRAIN = TrainSpec()
@@ -55,13 +56,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def init(teacher: Path) -> Path:
-    return rounded(teacher)
-
-
-def rounded(teacher: Path) -> Path:
-    target = teacher.with_name(f"{teacher.stem}-nvfp4.gguf")
-    quantize_to_nvfp4(teacher, target)
-    return target
+    return tiny_nvfp4(teacher)
 
 
 def weights(store: Store, step: int) -> Mapping[str, torch.Tensor]:
@@ -104,7 +99,7 @@ def test_the_rounded_teacher_runs_in_llama_cpp_as_in_torch(
     tmp_path: Path, architecture: str
 ) -> None:
     teacher = tiny_teacher(tmp_path, architecture)
-    init = rounded(teacher)
+    init = tiny_nvfp4(teacher)
     chunk = order(teacher, init).heldout[0]
     ours, theirs = torch_logits(init, chunk), llama_logits(init, chunk)
     assert torch.isfinite(theirs).all()
@@ -151,10 +146,10 @@ def test_where_llama_cpp_forgets_the_scales_it_is_refused(
 ) -> None:
     teacher = tiny_teacher(tmp_path, architecture)
     with pytest.raises(FormatError, match=f"leaves NVFP4's tensor scales out of {architecture}"):
-        rounded(teacher)
+        tiny_nvfp4(teacher)
     # The day that this fails, the architecture can be taken in.
     monkeypatch.setattr(nvfp4_file, "RUN_BY_LLAMA_CPP", ARCHITECTURES)
-    init = rounded(teacher)
+    init = tiny_nvfp4(teacher)
     chunk = order(teacher, init).heldout[0]
     ours, theirs = torch_logits(init, chunk), llama_logits(init, chunk)
     assert torch.isfinite(ours).all()
@@ -164,14 +159,14 @@ def test_where_llama_cpp_forgets_the_scales_it_is_refused(
 def test_widths_that_are_no_blocks_are_refused_by_tensor(tmp_path: Path) -> None:
     teacher = tiny_teacher(tmp_path, feed_forward=544)
     with pytest.raises(FormatError, match=r"'blk\.0\.ffn_down\.weight' has rows of 544"):
-        rounded(teacher)
+        tiny_nvfp4(teacher)
     assert [each.name for each in tmp_path.iterdir()] == [teacher.name]
 
 
 @pytest.mark.parametrize("architecture", RUN_BY_LLAMA_CPP)
 def test_a_student_begins_as_the_rounded_teacher(tmp_path: Path, architecture: str) -> None:
     teacher = tiny_teacher(tmp_path, architecture)
-    init = rounded(teacher)
+    init = tiny_nvfp4(teacher)
     pair = load_pair(teacher, init, TRAIN)
     tokens = torch.arange(48).reshape(2, 24)
     with torch.no_grad():
