@@ -104,6 +104,8 @@ def run_qad(job: QadJob, cluster: ClusterSpec, store: Store, progress: Progress)
         export, student = _export(job, order, store, progress)
     else:
         progress.note(_nothing_trained(job, progressed))
+    if job.student.activations:
+        progress.note("what follows is measured by llama.cpp, whose activations are not NVFP4")
     sweep = _proof(job, files, texts, student)
     summary = run_sweep(sweep, cluster, store, progress).summary
     verdict = verdict_of(summary, files.init.name if files.baselines else "init", trained=trained)
@@ -128,6 +130,7 @@ def _order(job: QadJob, cluster: ClusterSpec, files: QadFiles, texts: QadTexts) 
         "init": files.init.sha256,
         "tokens": tokens_digest(texts.training, texts.looks),
         "train": job.train.model_dump(mode="json"),
+        "activations": job.student.activations,
         "eval_every": job.eval.every,
         # Sums over processes are made in another order for another number of them.
         "processes": world,
@@ -145,6 +148,7 @@ def _order(job: QadJob, cluster: ClusterSpec, files: QadFiles, texts: QadTexts) 
         checkpoint_every=job.checkpoints.every,
         keep=job.checkpoints.keep,
         threads=cluster.threads_per_worker or max(_cores() // world, 1),
+        activations=job.student.activations,
     )
     _ = order.batches  # too little text is refused before anything starts
     return order

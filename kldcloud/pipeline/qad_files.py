@@ -17,10 +17,11 @@ from kldcloud.models.imatrix import importance_matrix
 from kldcloud.models.imatrix_file import check_fit, read_imatrix
 from kldcloud.models.llama_tokenizer import TokenizedText, tokenize
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
+from kldcloud.pipeline.nvfp4_model import nvfp4_model
 from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import Sources
-from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.qad_job import InitSpec, QadJob
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.store.digest import sha256_bytes
 
@@ -118,6 +119,9 @@ def qad_files(
     """
     teacher = find_teacher(job, progress, sources)
     init = job.student.init
+    if init is None:
+        rounded = nvfp4_model(teacher, progress)
+        return QadFiles(teacher, (rounded,), rounded)
     if init.model is not None:
         path = sources.fetch(init.model, progress)
         given = model_file("init", init.model.filename, path, progress)
@@ -126,7 +130,7 @@ def qad_files(
     plain = quantize_model(teacher, init.quantize, init.quantize, progress)
     if init.quantize in TAKES_NO_IMPORTANCE_MATRIX:
         return QadFiles(teacher, (plain,), plain)
-    matrix = _imatrix(job, teacher, training, progress, sources)
+    matrix = _imatrix(job, init, teacher, training, progress, sources)
     name = f"{init.quantize}-imat"
     weighed = quantize_model(teacher, init.quantize, name, progress, matrix)
     chosen = plain if init.imatrix == "none" else weighed
@@ -148,9 +152,14 @@ def _is_quantised(header: GgufHeader) -> bool:
 
 
 def _imatrix(
-    job: QadJob, teacher: ModelFile, training: Tokens | None, progress: Progress, sources: Sources
+    job: QadJob,
+    init: InitSpec,
+    teacher: ModelFile,
+    training: Tokens | None,
+    progress: Progress,
+    sources: Sources,
 ) -> Path:
-    wanted = job.student.init.imatrix
+    wanted = init.imatrix
     if wanted not in {"auto", "none"} and wanted is not None and not isinstance(wanted, str):
         path = sources.fetch(wanted, progress)
         check_fit(read_imatrix(path), teacher.header, str(path))
