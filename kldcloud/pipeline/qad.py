@@ -30,6 +30,7 @@ from kldcloud.pipeline.qad_files import (
     text_file,
     tokens_digest,
 )
+from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
 from kldcloud.pipeline.sweep import run_sweep
 from kldcloud.qad.extra import require_extra
@@ -238,7 +239,9 @@ def _export(
     progress.note(f"exported step {best.step}: {compared:,} weights are what training used")
     key = f"{order.prefix}/student.gguf"
     store.write_new_file(key, path)
-    if job.export.path is not None:
+    if job.export.to == "hf":
+        export_folder(order, order.teacher, weights, store, progress, job.export.path)
+    elif job.export.path is not None:
         _copy(path, job.export.path)
         progress.note(f"copied to {job.export.path}")
     return key, model_file("qad", f"{order.run}.gguf", path, progress)

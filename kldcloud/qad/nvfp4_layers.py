@@ -42,6 +42,10 @@ class Nvfp4Weight:
         """See `nvfp4.fake_quantize`; `w` is one of these weights."""
         return nvfp4.fake_quantize(w, self.tensor_scale())
 
+    def pack(self, w: torch.Tensor) -> nvfp4.PackedNvfp4:
+        """See `nvfp4.pack`; `w` is one of these weights."""
+        return nvfp4.pack(w, self.tensor_scale())
+
     def tensor_scale(self) -> torch.Tensor:
         """That of all that share it."""
         return nvfp4.shared_scale(*map(self.weight, self.names))
