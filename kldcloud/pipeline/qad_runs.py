@@ -1,0 +1,123 @@
+"""Finding a distillation in a store, or whatever run it is that a person means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from kldcloud.errors import KldcloudError, UserError
+from kldcloud.pipeline.runs import (
+    DEFAULT_STORE,
+    MAX_JOB_BYTES,
+    FoundRun,
+    ambiguous,
+    find_run,
+    job_bytes,
+    last_sign_of_life,
+    named,
+    run_ids,
+)
+from kldcloud.qad.progress_file import read_progress
+from kldcloud.spec.load import load_job
+from kldcloud.spec.qad_job import QadJob
+from kldcloud.store import open_store
+from kldcloud.store.base import Store
+
+_FOLDER: Final = "qad"
+_DECIDE: Final = ("name", "teacher", "student", "data", "train")
+"""Fields of a job that its training hangs on, with the looks of `eval`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundQad:
+    """A distillation and the store that has it."""
+
+    run: str
+    store: Store
+
+    @property
+    def prefix(self) -> str:
+        return qad_prefix(self.run)
+
+
+def qad_prefix(run: str) -> str:
+    return f"{_FOLDER}/{run}"
+
+
+def qad_ids(store: Store) -> list[str]:
+    """All distillations of a store, by name."""
+    return run_ids(store, _FOLDER)
+
+
+def is_qad(store: Store, run: str) -> bool:
+    """Whether a run is a distillation."""
+    return store.size(f"{qad_prefix(run)}/job.yaml") is not None
+
+
+def find_any(name: str, store: str | None) -> FoundRun | FoundQad:
+    """The run that a person means, of whichever kind.
+
+    Args:
+        name: as `find_run` takes it; `latest` is the one that was heard of last.
+        store: as `find_run` takes it.
+
+    Raises:
+        UserError: if there is none, or several.
+    """
+    if name.endswith((".yaml", ".yml")):
+        job = load_job(Path(name), [f"store={store}"] if store else [])
+        return _of_job(job, name) if isinstance(job, QadJob) else find_run(name, store)
+    kept = open_store(store or DEFAULT_STORE)
+    found = qad_ids(kept)
+    if name == "latest":
+        return _latest(kept, found) if found else find_run(name, store)
+    qads, sweeps = named(found, name), named(run_ids(kept), name)
+    if name in sweeps or not qads:
+        return find_run(name, store)
+    matches = qads if name in qads else sorted([*qads, *sweeps])
+    if len(matches) > 1:
+        raise ambiguous(name, matches)
+    return FoundQad(matches[0], kept)
+
+
+def last_heard(store: Store, run: str) -> str:
+    """When a distillation last said anything, in digits that sort among those of attempts."""
+    found = read_progress(store, qad_prefix(run))
+    return f"{int(found.seen * 1000):013d}" if found else ""
+
+
+def _latest(store: Store, qads: list[str]) -> FoundRun | FoundQad:
+    last, run = max((last_heard(store, each), each) for each in qads)
+    sweeps = [(last_sign_of_life(store, each), each) for each in run_ids(store)]
+    if sweeps and max(sweeps)[0] > last:
+        return FoundRun(max(sweeps)[1], store)
+    return FoundQad(run, store)
+
+
+def _of_job(job: QadJob, name: str) -> FoundQad:
+    import yaml
+
+    store = open_store(job.store)
+    wanted = _what_decides(yaml.safe_load(job_bytes(job)))
+    matches = [run for run in qad_ids(store) if _job_of(store, run) == wanted]
+    if not matches:
+        raise UserError(f"no run {name} in {store.uri}", hint="launch the job")
+    return FoundQad(max(matches, key=lambda run: last_heard(store, run)), store)
+
+
+def _job_of(store: Store, run: str) -> object:
+    """What decides a run's training; None if its job is unreadable."""
+    import yaml
+
+    try:
+        kept = yaml.safe_load(store.read(f"{qad_prefix(run)}/job.yaml", limit=MAX_JOB_BYTES))
+        return _what_decides(kept)
+    except (KldcloudError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def _what_decides(job: Mapping[str, Any]) -> object:
+    looks = job["eval"]
+    return {name: job[name] for name in _DECIDE}, looks["every"], looks["chunks"]
