@@ -21,6 +21,7 @@ from kldcloud.models.llama_library import llama
 from kldcloud.pipeline.model_files import ModelFile, model_file
 from kldcloud.pipeline.prepare import HERE
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.publish import publish_training
 from kldcloud.pipeline.qad_files import (
     QadFiles,
     QadTexts,
@@ -119,6 +120,7 @@ def run_qad(job: QadJob, cluster: ClusterSpec, store: Store, progress: Progress)
         verdict = verdict_of(summary, files.init.name, trained=trained)
         result = _result(order, files, progressed, summary, verdict, export)
         write_result(store, order.prefix, result)
+        publish_training(store, summary, result)
     return QadOutcome(order.run, summary, verdict, export, time.monotonic() - started)
 
 
@@ -175,13 +177,13 @@ def _train(
         return checkpoints.progressed(steps[-1]) if steps else None
 
     before = last()
+    tell(store, order.prefix, first_progress(store, order, before))
     if before is not None and is_over(before, order):
         progress.note(f"training {order.run} is complete already")
         return before
     if before is not None:
         progress.note(f"training goes on from step {before.step} of {order.batches.steps}")
     forget_refusal(store, order.prefix)
-    tell(store, order.prefix, first_progress(store, order, before))
     world = World(_processes(cluster), gpus=_gpus() > 0)
     with _watched(store, order, before.step if before else 0, progress):
         try:

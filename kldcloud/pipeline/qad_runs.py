@@ -20,10 +20,12 @@ from kldcloud.pipeline.runs import (
     run_ids,
 )
 from kldcloud.qad.progress_file import read_progress
+from kldcloud.qad.result_file import QadResult, read_result
 from kldcloud.spec.load import load_job
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
+from kldcloud.store.keys import is_part
 
 _FOLDER: Final = "qad"
 _DECIDE: Final = ("name", "teacher", "student", "data", "train")
@@ -80,6 +82,46 @@ def find_any(name: str, store: str | None) -> FoundRun | FoundQad:
     if len(matches) > 1:
         raise ambiguous(name, matches)
     return FoundQad(matches[0], kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What a report is about.
+
+    Attributes:
+        run: a sweep; of a distillation, the one that measured its result.
+        training: that distillation; None where the sweep is of none.
+    """
+
+    run: FoundRun
+    training: QadResult | None
+
+
+def find_reported(name: str, store: str | None) -> Reported:
+    """The sweep whose results a person wants to see, and the distillation that it measured.
+
+    Args:
+        name: as `find_any` takes it.
+        store: as `find_any` takes it.
+
+    Raises:
+        UserError: if there is none, or several, or it has not got so far.
+    """
+    found = find_any(name, store)
+    if isinstance(found, FoundRun):
+        return Reported(found, _measured_by(found))
+    result = read_result(found.store, found.prefix)
+    if result is None or not is_part(result.sweep):
+        raise UserError(
+            f"run {found.run} has no result yet", hint="launch its job again to finish it"
+        )
+    return Reported(FoundRun(result.sweep, found.store), result)
+
+
+def _measured_by(sweep: FoundRun) -> QadResult | None:
+    """The distillation whose student a sweep measured."""
+    results = (read_result(sweep.store, qad_prefix(each)) for each in qad_ids(sweep.store))
+    return next((each for each in results if each and each.sweep == sweep.run), None)
 
 
 def last_heard(store: Store, run: str) -> str:
