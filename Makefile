@@ -62,7 +62,9 @@ bench: setup
 	$(BIN)/python benchmarks/stopping.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/full_corpus.py
+	$(BIN)/python benchmarks/fake_quantize.py
 	$(BIN)/python benchmarks/qad_loss.py
+	$(BIN)/python benchmarks/qad.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache kldcloud-store

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -60,6 +61,7 @@ class ChunkedCorpus:
         chunks: int32 [chunks, n_ctx]; in the order of `corpus.order` where a run may stop.
         checkpoints: numbers of first chunks after which the run may stop; none for a run that
             measures all of them in the text's order.
+        format: what the job calls the text's.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ChunkedCorpus:
     text_tokens: int
     chunks: Tokens
     checkpoints: tuple[int, ...] = ()
+    format: Literal["text", "chat"] = "text"
 
     @property
     def context(self) -> int:
@@ -308,7 +311,7 @@ def _corpus(
         digest = sha256_bytes(text.encode())
         tokens = corpus_tokens(tokenizer, spec, text, progress)
         chunks = cut_chunks(tokens, spec.context, spec.chunks)
-    corpus = ChunkedCorpus(spec.name, digest, len(tokens), chunks)
+    corpus = ChunkedCorpus(spec.name, digest, len(tokens), chunks, format=spec.format)
     return corpus if stop is None else _in_order(corpus, stop)
 
 

@@ -223,6 +223,7 @@ def _summary(plan: SweepPlan, parts: _Parts, *, partial: bool) -> dict[str, Any]
                 "context": corpus.context,
                 "chunks": corpus.count,
                 "scored": corpus.scored,
+                "format": corpus.format,
             }
             for corpus in prepared.corpora
         ],

@@ -7,7 +7,7 @@ that ended training, where trying again would end the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,12 +52,17 @@ def train_process(order: Any, store: str, rank: int, world: int, device: str) ->
         return
     torch.set_num_threads(order.threads)
     try:
+        # On CPUs, where models are small, whole ones need no traffic in the forward pass.
+        sharded = world > 1 and device != "cpu"
         with in_sight(order, kept) if rank == 0 else nullcontext(Training.steps) as steps:
-            for _ in steps(Training(order, kept, rank=rank, world=world, device=device)):
+            training = Training(order, kept, rank=rank, world=world, device=device, sharded=sharded)
+            for _ in steps(training):
                 pass
     except KldcloudError as error:
         facts = {"message": error.message, "hint": error.hint}
-        kept.write_new(f"{order.prefix}/{REFUSED}", canonical_json(facts))
+        # Where even this cannot be written, Ray's own report has to do.
+        with suppress(KldcloudError):
+            kept.write_new(f"{order.prefix}/{REFUSED}", canonical_json(facts))
         raise
 
 

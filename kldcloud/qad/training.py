@@ -1,15 +1,16 @@
 """The training loop: forward KL from a frozen teacher, one process of `world` at a time.
 
-Every process holds teacher and student and sees its share of a step's chunks; gradients are summed
-over all of them before AdamW. What decides a bit is in the order of chunks, in the checkpoint and
-in the number of processes: on CPUs, a run that was killed ends in the weights of one that was not.
+Every process holds teacher and student, or its part of both, and sees its share of a step's chunks;
+gradients are summed over all of them before AdamW. What decides a bit is in the order of chunks, in
+the checkpoint and in the number of processes: on CPUs, a run that was killed ends in the weights of
+one that was not.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import distributed
 
-from kldcloud.errors import EngineError
+from kldcloud.errors import EngineError, UserError
 from kldcloud.qad.batches import Batches
 from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.looks import Look, Progressed
 from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
 from kldcloud.qad.pair import Pair, load_pair
+from kldcloud.qad.sharding import like, shard, whole
 from kldcloud.qad.student import NORMS, hidden_states, output_head
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store.base import Store
@@ -109,6 +111,10 @@ class Training:
         rank: which process this is.
         world: how many there are.
         device: where the models go.
+        sharded: spread both models over the processes instead of keeping them whole in each.
+
+    Raises:
+        UserError: a step's chunks cannot be dealt out evenly, which sharded processes need.
     """
 
     def __init__(
@@ -119,11 +125,16 @@ class Training:
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
+        sharded: bool = False,
     ) -> None:
         self._order = order
         self._rank, self._world, self._device = rank, world, device
+        self._sharded = sharded
         self._checkpoints = Checkpoints(store, order.prefix, order.run)
         self._pair = load_pair(order.teacher, order.init, order.train, device)
+        if sharded:
+            _check_even(order.train, world)
+            self._pair = _sharded(self._pair)
         self._optimizer = _optimizer(self._pair, order.train)
         self._teacher_head = output_head(self._pair.teacher)
         self._progressed = Progressed(0, ())
@@ -188,15 +199,18 @@ class Training:
                 wanted = hidden_states(self._pair.teacher, tokens)
             states = hidden_states(self._pair.student.model, tokens)
             found = kld_sum(states, self._student_head(), wanted, self._teacher_head)
-            (found.total / count).backward()
+            # Sharded gradients come back as means over the processes; sums are wanted.
+            scale = self._world if self._sharded else 1
+            (scale * found.total / count).backward()
             total += found.total.detach()
         parameters = self._parameters()
         if self._world > 1:
             distributed.all_reduce(total)
-            for each in parameters:
-                distributed.all_reduce(each.grad)
+            if not self._sharded:
+                for each in parameters:
+                    distributed.all_reduce(each.grad)
         norm = torch.nn.utils.clip_grad_norm_(parameters, order.train.clip)
-        return float(total) / count, float(norm)
+        return float(total) / count, float(whole(norm))
 
     @torch.no_grad()
     def _look(self, step: int) -> Look:
@@ -204,10 +218,14 @@ class Training:
         chunks = self._order.heldout
         first = chunks.shape[1] // 2
         kld, same, count = 0.0, 0, 0
-        for at in range(self._rank, len(chunks), self._world):
-            tokens = self._tensor(chunks[at : at + 1])
+        # Every process evaluates as often as any other: sharded ones do it together.
+        for at in range(0, len(chunks), self._world):
+            mine = at + self._rank
+            tokens = self._tensor(chunks[mine % len(chunks)][None])
             wanted = hidden_states(self._pair.teacher, tokens)[:, first:-1]
             states = hidden_states(self._pair.student.model, tokens)[:, first:-1]
+            if mine >= len(chunks):
+                continue
             found = token_kld(states, self._student_head(), wanted, self._teacher_head)
             kld += float(found.kld.sum(dtype=torch.float64))
             same += int(found.same_top.sum())
@@ -241,15 +259,16 @@ class Training:
         return max(self._checkpoints.steps(), default=0)
 
     def _write(self) -> None:
+        state = self._optimizer.state
+        averages = {
+            f"{name}.{kind}": whole(state[each][kind])
+            for name, each in self._named().items()
+            for kind in _AVERAGES
+            if each in state
+        }
+        weights = {name: whole(each) for name, each in self._named().items()}
         if self._rank == 0:
-            state = self._optimizer.state
-            averages = {
-                f"{name}.{kind}": state[each][kind]
-                for name, each in self._named().items()
-                for kind in _AVERAGES
-                if each in state
-            }
-            self._checkpoints.write(self._progressed, self._named(), averages)
+            self._checkpoints.write(self._progressed, weights, averages)
             newest = self._checkpoints.steps()[-self._order.keep :]
             best = self._progressed.best
             self._checkpoints.keep({*newest, *([best.step] if best else [])})
@@ -265,16 +284,14 @@ class Training:
         _check_names(checkpoint.weights, named)
         with torch.no_grad():
             for name, parameter in named.items():
-                parameter.copy_(checkpoint.weights[name])
+                parameter.copy_(like(checkpoint.weights[name], parameter))
         for name, parameter in named.items():
             averages = {kind: checkpoint.optimizer.get(f"{name}.{kind}") for kind in _AVERAGES}
             if all(each is not None for each in averages.values()):
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(checkpoint.progressed.step)),
                     **{
-                        kind: each.to(self._device)
-                        for kind, each in averages.items()
-                        if each is not None
+                        k: like(each, parameter) for k, each in averages.items() if each is not None
                     },
                 }
         self._progressed = checkpoint.progressed
@@ -306,6 +323,33 @@ def rate_at(step: int, total: int, train: TrainSpec) -> float:
         return 1.0
     done = (step - warm) / max(total - warm, 1)
     return train.final_lr + (1 - train.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _check_even(train: TrainSpec, world: int) -> None:
+    if train.global_batch % (world * train.micro_batch):
+        raise UserError(
+            f"train.global_batch: {train.global_batch} chunks cannot be dealt out evenly to {world}"
+            f" processes, {train.micro_batch} at a time",
+            hint=f"make it a multiple of {world * train.micro_batch}",
+        )
+    if train.train_head:
+        raise UserError(
+            "train.train_head: the head stays whole in every process, so it cannot be trained"
+            " on several GPUs yet",
+            hint="set it to false",
+        )
+
+
+def _sharded(pair: Pair) -> Pair:
+    shard(pair.teacher)
+    model = pair.student.model
+    shard(model)
+    named = dict(model.named_parameters())
+    groups = {
+        group: {name: named[name] for name in members}
+        for group, members in pair.student.groups.items()
+    }
+    return Pair(pair.teacher, replace(pair.student, groups=groups))
 
 
 def _optimizer(pair: Pair, train: TrainSpec) -> torch.optim.AdamW:

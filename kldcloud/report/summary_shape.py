@@ -147,12 +147,15 @@ class Candidate(Part):
 
 
 class Corpus(Part):
+    """A text. `format` is what its job calls it; files of earlier versions do not say."""
+
     name: Name
     sha256: str | None
     tokens: Count
     context: Count
     chunks: Count
     scored: Count
+    format: Literal["text", "chat"] = "text"
 
 
 class Rank(Part):

@@ -41,7 +41,7 @@ def tiny_moe(path: Path, *, vocabulary: int = 320, bos: bool = True) -> Path:
     writer.add_vocab_size(vocabulary)
     writer.add_expert_count(EXPERTS)
     writer.add_expert_used_count(USED)
-    tiny_models._add_tokenizer(writer, vocabulary, bos=bos)
+    tiny_models.add_tokenizer(writer, vocabulary, bos=bos)
     for name, weight in tiny_models._weights(vocabulary, seed=0).items():
         part = name.rpartition(".")[2]
         if part in {"ffn_gate", "ffn_up", "ffn_down"}:

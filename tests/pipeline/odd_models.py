@@ -49,7 +49,7 @@ def hungry(target: Path, vocabulary: int, width: int) -> Path:
     writer.add_rope_dimension_count(128)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocabulary)
-    tiny_models._add_tokenizer(writer, vocabulary, bos=True)
+    tiny_models.add_tokenizer(writer, vocabulary, bos=True)
     for name, weight in _hungry_weights(vocabulary, width).items():
         writer.add_tensor(name + ".weight", weight)
     writer.write_header_to_file()

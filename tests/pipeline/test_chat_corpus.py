@@ -20,6 +20,8 @@ from kldcloud.pipeline.plan import SweepPlan, make_plan
 from kldcloud.pipeline.prepare import prepare
 from kldcloud.pipeline.runs import what_counts
 from kldcloud.pipeline.sources import Sources
+from kldcloud.report.reading import corpus_note
+from kldcloud.report.table import corpus_tables
 from kldcloud.spec.job import SweepJob
 from kldcloud.staging.stage import StageIdentity
 from kldcloud.store import open_store
@@ -103,6 +105,12 @@ def test_a_sweep_of_a_text_and_of_conversations(
     outcome = sweep(job, tmp_path / "one", workers=2)
     text, talk = outcome.summary.corpora
     assert (talk.name, talk.tokens, talk.chunks) == ("talks", tokens, 6)
+    assert (text.format, talk.format) == ("text", "chat")
+    notes = [corpus_note(each) for each in corpus_tables(outcome.summary)]
+    assert [each.endswith("conversations in the base's chat template") for each in notes] == [
+        False,
+        True,
+    ]
     assert talk.sha256 == sha256_bytes(talk_file.read_bytes())
     by_corpus = {each.corpus: each.result for each in outcome.summary.results}
     for name, kept in (("text", text), ("talks", talk)):
