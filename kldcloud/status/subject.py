@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kldcloud.errors import UserError
+from kldcloud.errors import SpecError, UserError
 from kldcloud.pipeline.launches import launch_of_job
 from kldcloud.pipeline.qad_runs import FoundQad, find_any, last_heard
 from kldcloud.pipeline.runs import DEFAULT_STORE, FoundRun
@@ -48,7 +49,9 @@ def find_status(name: str, store: str | None) -> StatusSubject:
         except UserError as error:
             if type(error) is not UserError:
                 raise
-            launch = launch_of_job(Path(name), store)
+            launch = None
+            with suppress(SpecError):  # the launches of a distillation cannot be told from its file
+                launch = launch_of_job(Path(name), store)
             if launch is None:
                 raise
             return StatusSubject(launch[1], launch=launch[0].launch)

@@ -209,6 +209,12 @@ def test_its_job_file_its_id_and_a_prefix_find_it(
         assert command(*in_store(kept, "report", name)).out == report
 
 
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_one_that_was_never_launched_is_not_there(job: Path, command: Command, verb: str) -> None:
+    store = job.parent / "store"
+    assert command(verb, job).complaint == f"no run {job} in {store}; launch the job"
+
+
 def test_a_report_says_what_was_gained_then_how_it_went_then_the_sweeps_table(
     kept: KeptQad, command: Command
 ) -> None:
