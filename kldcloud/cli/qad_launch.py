@@ -68,8 +68,7 @@ def launch_qad(
     if outcome.failed is not None:
         raise outcome.failed
     progress.note(
-        f"kldcloud report {outcome.summary.run} --store {kept.uri} --format {formats()} "
-        "shows the table again"
+        f"kldcloud report {outcome.run} --store {kept.uri} --format {formats()} shows it again"
     )
 
 

@@ -21,6 +21,7 @@ from kldcloud.models.llama_library import llama
 from kldcloud.pipeline.model_files import ModelFile, model_file
 from kldcloud.pipeline.prepare import HERE
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.publish import publish_training
 from kldcloud.pipeline.qad_files import (
     QadFiles,
     QadTexts,
@@ -34,6 +35,15 @@ from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
 from kldcloud.pipeline.sweep import run_sweep
 from kldcloud.qad.extra import require_extra
+from kldcloud.qad.progress_file import (
+    end_told,
+    first_progress,
+    measuring_told,
+    read_progress,
+    tell,
+)
+from kldcloud.qad.result_file import SCHEMA as RESULT_SCHEMA
+from kldcloud.qad.result_file import QadResult, write_result
 from kldcloud.report.summary_file import Summary
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
@@ -44,7 +54,7 @@ from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
 if TYPE_CHECKING:
-    from kldcloud.qad.checkpoints import Progressed
+    from kldcloud.qad.looks import Progressed
     from kldcloud.qad.training import TrainingOrder
 
 SCHEMA: Final = "kldcloud.qad/1"
@@ -101,18 +111,19 @@ def run_qad(job: QadJob, cluster: ClusterSpec, store: Store, progress: Progress)
     progressed = _train(order, store, cluster, progress)
     trained = progressed.step > 0
     export, student = "", None
-    if trained:
-        export, student = _export(job, order, store, progress)
-    else:
-        progress.note(_nothing_trained(job, progressed))
-    if job.student.activations:
-        progress.note("what follows is measured by llama.cpp, whose activations are not NVFP4")
-    sweep = _proof(job, files, texts, student)
-    summary = run_sweep(sweep, cluster, store, progress).summary
-    verdict = verdict_of(summary, files.init.name if files.baselines else "init", trained=trained)
-    store.write(
-        f"{order.prefix}/result.json", canonical_json(_result(progressed, verdict, summary))
-    )
+    with measuring_told(store, order.prefix):
+        if trained:
+            export, student = _export(job, order, store, progress)
+        else:
+            progress.note(_nothing_trained(job, progressed))
+        if job.student.activations:
+            progress.note("what follows is measured by llama.cpp, whose activations are not NVFP4")
+        sweep = _proof(job, files, texts, student)
+        summary = run_sweep(sweep, cluster, store, progress).summary
+        verdict = verdict_of(summary, files.init.name, trained=trained)
+        result = _result(order, files, progressed, summary, verdict, export)
+        write_result(store, order.prefix, result)
+        publish_training(store, summary, result)
     return QadOutcome(order.run, summary, verdict, export, time.monotonic() - started)
 
 
@@ -171,6 +182,7 @@ def _train(
         return checkpoints.progressed(steps[-1]) if steps else None
 
     before = last()
+    tell(store, order.prefix, first_progress(store, order, before))
     if before is not None and is_over(before, order):
         progress.note(f"training {order.run} is complete already")
         return before
@@ -197,8 +209,6 @@ def _train(
 @contextmanager
 def _watched(store: Store, order: TrainingOrder, step: int, progress: Progress) -> Iterator[None]:
     """A bar that follows what the training processes say in the store."""
-    from kldcloud.qad.process import read_progress
-
     steps = order.batches.steps
     ended = threading.Event()
     with progress.bar("training", steps, step) as bar:
@@ -206,10 +216,7 @@ def _watched(store: Store, order: TrainingOrder, step: int, progress: Progress) 
         def follow() -> None:
             seen = step
             while not ended.wait(_LOOK_EVERY):
-                try:
-                    found = read_progress(store, order.prefix)
-                except KldcloudError:
-                    continue  # a store that is away for a moment ends no training
+                found = read_progress(store, order.prefix)
                 if found is not None and found.step > seen:
                     bar.advance(found.step - seen)
                     seen = found.step
@@ -217,10 +224,14 @@ def _watched(store: Store, order: TrainingOrder, step: int, progress: Progress) 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
-            yield
+            with end_told(store, order.prefix):
+                yield
         finally:
             ended.set()
             thread.join()
+    found = read_progress(store, order.prefix)
+    if found is not None and found.warning:
+        progress.warn(found.warning)
 
 
 def _export(
@@ -265,7 +276,7 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
     """The sweep that measures the result beside what quantising alone comes to."""
     candidates = list(files.baselines) or [files.init]
     if student is not None:
-        candidates.append(replace(student, name=f"{files.init.name}-qad"))
+        candidates.append(replace(student, name=_student_name(files)))
     context = job.data.context
     corpora = [
         {
@@ -296,15 +307,33 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
     return SweepJob.model_validate(content)
 
 
-def _result(progressed: Progressed, verdict: Verdict, summary: Summary) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "steps": progressed.step,
-        "looks": [[each.step, each.kld, each.same_top] for each in progressed.looks],
-        "sweep": summary.run,
-        "verdict": verdict.lines,
-        "failed": None if verdict.failed is None else verdict.failed.message,
-    }
+def _result(
+    order: TrainingOrder,
+    files: QadFiles,
+    progressed: Progressed,
+    summary: Summary,
+    verdict: Verdict,
+    export: str,
+) -> QadResult:
+    return QadResult(
+        schema=RESULT_SCHEMA,
+        run=order.run,
+        teacher=files.teacher.name,
+        init=files.init.name,
+        student=_student_name(files) if export else "",
+        steps=progressed.step,
+        tokens=progressed.step * order.tokens_a_step,
+        looks=progressed.looks,
+        export=export,
+        sweep=summary.run,
+        verdict=verdict.lines,
+        failed=None if verdict.failed is None else verdict.failed.message,
+    )
+
+
+def _student_name(files: QadFiles) -> str:
+    """What reports call the student."""
+    return f"{files.init.name}-qad"
 
 
 def _nothing_trained(job: QadJob, progressed: Progressed) -> str:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from kldcloud.errors import FormatError, StoreError
+from kldcloud.qad.looks import Look, Progressed
 from kldcloud.staging.stage import canonical_json, load_json
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
@@ -28,39 +29,6 @@ _LONGEST_DIGEST: Final = 64
 _AGAIN: Final = "delete that folder, and the same command goes on from the checkpoint before it"
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One evaluation on held-out chunks.
-
-    Attributes:
-        step: after so many steps.
-        kld: mean KL divergence, nats a token.
-        same_top: share of positions where both models put the same token first.
-    """
-
-    step: int
-    kld: float
-    same_top: float
-
-
-@dataclass(frozen=True, slots=True)
-class Progressed:
-    """How far training has come, beside the tensors.
-
-    Attributes:
-        step: steps done.
-        looks: all evaluations so far, in order.
-    """
-
-    step: int
-    looks: tuple[Look, ...]
-
-    @property
-    def best(self) -> Look | None:
-        """The evaluation that lost least, the first one of equals."""
-        return min(self.looks, key=lambda each: each.kld, default=None)
 
 
 @dataclass(frozen=True, slots=True)

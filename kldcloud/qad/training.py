@@ -22,7 +22,8 @@ from torch import distributed
 from kldcloud.errors import EngineError, UserError
 from kldcloud.qad.batches import Batches
 from kldcloud.qad.calibration import CALIBRATION_CHUNKS, calibration
-from kldcloud.qad.checkpoints import Checkpoints, Look, Progressed
+from kldcloud.qad.checkpoints import Checkpoints
+from kldcloud.qad.looks import Look, Progressed
 from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
 from kldcloud.qad.pair import Pair, load_pair
 from kldcloud.qad.sharding import like, shard, whole
@@ -73,6 +74,11 @@ class TrainingOrder:
         train = self.train
         return Batches(len(self.tokens), train.global_batch, train.epochs, train.seed)
 
+    @property
+    def tokens_a_step(self) -> int:
+        """Tokens of a whole step, over all processes."""
+        return self.train.global_batch * int(self.tokens.shape[1])
+
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
@@ -82,15 +88,17 @@ class StepDone:
         step: steps done.
         kld: mean KL divergence of its tokens before it, nats.
         grad_norm: of the gradient, before it was clipped.
-        rate: learning rate of the codes.
+        rates: learning rate of each group that trains.
         look: the evaluation after it, if there was one.
+        kept: whether its checkpoint was written.
     """
 
     step: int
     kld: float
     grad_norm: float
-    rate: float
+    rates: Mapping[str, float]
     look: Look | None
+    kept: bool
 
 
 class DivergedError(EngineError):
@@ -145,18 +153,21 @@ class Training:
         """How far it is."""
         return self._progressed
 
+    def first_look(self) -> None:
+        """Evaluate before the first step, unless that was done."""
+        if not self._progressed.looks:
+            self._progressed = Progressed(0, (self._look(0),))
+            self._write()
+
     def steps(self) -> Iterator[StepDone]:
         """Train to the end, or until patience ends; yields after each step.
 
-        The first look is taken before the first step. A checkpoint is written at each look, as the
-        best of them is what is exported.
+        A checkpoint is written at each look, as the best of them is what is exported.
 
         Raises:
             DivergedError: a loss or gradient is not finite; the last checkpoint stays.
         """
-        if not self._progressed.looks:
-            self._progressed = Progressed(0, (self._look(0),))
-            self._write()
+        self.first_look()
         while not is_over(self._progressed, self._order):
             yield self._step()
 
@@ -177,9 +188,10 @@ class Training:
             look = self._look(done)
             looks = (*looks, look)
         self._progressed = Progressed(done, looks)
-        if look or done % self._order.checkpoint_every == 0:
+        kept = look is not None or done % self._order.checkpoint_every == 0
+        if kept:
             self._write()
-        return StepDone(done, kld, norm, self._optimizer.param_groups[0]["lr"], look)
+        return StepDone(done, kld, norm, self._rates(), look, kept)
 
     def _accumulate(self, number: int) -> tuple[float, float]:
         """Gradients of one step, summed over all processes and clipped: mean loss and norm."""
@@ -240,6 +252,12 @@ class Training:
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [each for group in self._optimizer.param_groups for each in group["params"]]
+
+    def _rates(self) -> Mapping[str, float]:
+        groups = self._optimizer.param_groups
+        return {
+            name: group["lr"] for name, group in zip(self._pair.student.groups, groups, strict=True)
+        }
 
     def _named(self) -> Mapping[str, torch.nn.Parameter]:
         groups = self._pair.student.groups.values()

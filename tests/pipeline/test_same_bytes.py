@@ -239,4 +239,6 @@ def test_the_store_of_a_run_lists_only_what_the_design_names(
         "shards-text.json",
         "summary.json",
         "tokens.parquet",
+        "worst",
+        "worst.json",
     }

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kldcloud.errors import FormatError
-from kldcloud.qad.checkpoints import Checkpoints, Look, Progressed
+from kldcloud.qad.checkpoints import Checkpoints
+from kldcloud.qad.looks import Look, Progressed
 from kldcloud.store import open_store
 
 LOOKS = (Look(0, 0.5, 0.75), Look(5, 0.25, 0.875), Look(10, 0.3, 0.8))

@@ -14,8 +14,9 @@ import torch
 from kldcloud.errors import EngineError, FormatError, UserError
 from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
 from kldcloud.qad import training
-from kldcloud.qad.checkpoints import Checkpoints, Look, Progressed
+from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.export import changed_codes, export_gguf
+from kldcloud.qad.looks import Look, Progressed
 from kldcloud.qad.loss import KldSum, kld_sum
 from kldcloud.qad.pair import load_pair
 from kldcloud.qad.student import CODES, HEAD, NORMS, hidden_states, output_head
