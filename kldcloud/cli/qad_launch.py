@@ -67,8 +67,7 @@ def launch_qad(
         progress.note(f"{outcome.run} in {outcome.seconds:.0f} s: {kept.uri}/{outcome.export}")
     show_qad_outcome(outcome, as_json=as_json)
     progress.note(
-        f"kldcloud report {outcome.summary.run} --store {kept.uri} --format {formats()} "
-        "shows the table again"
+        f"kldcloud report {outcome.run} --store {kept.uri} --format {formats()} shows it again"
     )
 
 
@@ -102,7 +101,8 @@ def _launch_remote(
     from kldcloud.clusters.remote import check_store
     from kldcloud.errors import EngineError, StoreError
     from kldcloud.estimate.qad import plan_qad
-    from kldcloud.pipeline.qad_copy import copy_from_store
+    from kldcloud.pipeline.qad_copy import copy_folder_from_store, copy_from_store
+    from kldcloud.pipeline.qad_folder import FOLDER
     from kldcloud.pipeline.runs import FoundRun, read_summary
     from kldcloud.qad.result_file import read_result
 
@@ -117,7 +117,10 @@ def _launch_remote(
     summary = read_summary(FoundRun(result.sweep, kept))
     if result.export:
         progress.note(f"{ended.run}: {kept.uri}/{result.export}")
-        if job.export.path is not None:
+        if job.export.path is not None and job.export.to == "hf":
+            folder = f"qad/{ended.run}/{FOLDER}"
+            copy_folder_from_store(kept, folder, job.export.path, progress)
+        elif job.export.path is not None:
             copy_from_store(kept, summary, result.student, job.export.path, progress)
     show_summary(summary, as_json=as_json)
     for line in result.verdict:

@@ -38,25 +38,30 @@ def report(
         bool, typer.Option("--open", help="Show the page in a browser (html).")
     ] = False,
 ) -> None:
-    """Show a run's results."""
+    """Show a run's results; of a distillation, what it gained and the sweep that measured it."""
     from kldcloud.cli.terminal import stdout_console
-    from kldcloud.pipeline.runs import find_run, read_profiles, read_summary, read_worst
+    from kldcloud.pipeline.qad_runs import find_reported
+    from kldcloud.pipeline.runs import read_profiles, read_summary, read_worst
     from kldcloud.report.html import FIGURE_FORMATS, render_html
     from kldcloud.report.llama_text import render_llama
+    from kldcloud.report.markdown import render_markdown
     from kldcloud.report.pair_text import render_pair
     from kldcloud.report.render import render
-    from kldcloud.report.terminal import print_table, print_text
+    from kldcloud.report.terminal import print_table, print_text, print_training
 
     _refuse_contradictions(
         format, candidate=candidate, corpus=corpus, paired=pair is not None, opened=open_page
     )
-    found = find_run(run, store)
+    reported = find_reported(run, store)
+    found, training = reported.run, reported.training
     summary = read_summary(found)
     if pair is not None:
         print_text(render_pair(summary, *pair), stdout_console())
     elif open_page:
-        _open(render_html(summary, read_profiles(found), read_worst(found)))
+        _open(render_html(summary, read_profiles(found), read_worst(found), training))
     elif format is None:
+        if training is not None:
+            print_training(training, stdout_console())
         print_table(summary, stdout_console())
     elif format == "llama":
         typer.echo(render_llama(summary, candidate, corpus), nl=False)
@@ -64,7 +69,10 @@ def report(
         _print_figure(summary, cast("FigureFormat", format), corpus)
     elif format == "html":
         # As bytes: the page says that it is UTF-8, whatever the terminal's encoding is.
-        typer.echo(render_html(summary, read_profiles(found), read_worst(found)).encode(), nl=False)
+        page = render_html(summary, read_profiles(found), read_worst(found), training)
+        typer.echo(page.encode(), nl=False)
+    elif format == "md":
+        typer.echo(render_markdown(summary, training=training), nl=False)
     else:
         typer.echo(render(summary, format), nl=False)
 

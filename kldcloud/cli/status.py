@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from kldcloud.report.status_text import Line
+    from kldcloud.report.status_parts import Line
+    from kldcloud.status.qad import QadStatus
     from kldcloud.status.reader import StatusReader
     from kldcloud.status.status import Status
 
@@ -115,7 +116,7 @@ def _redraw(reader: StatusReader, console: Console) -> None:
             live.update(Group(*_texts(status_lines(seen, now), console)), refresh=True)
 
 
-def _looks(reader: StatusReader, seconds: float) -> Iterator[tuple[Status, float]]:
+def _looks(reader: StatusReader, seconds: float) -> Iterator[tuple[Status | QadStatus, float]]:
     """Statuses and when they were read, until one that stays as it is."""
     from kldcloud.cli.terminal import errors
     from kldcloud.errors import StoreError
@@ -134,7 +135,7 @@ def _looks(reader: StatusReader, seconds: float) -> Iterator[tuple[Status, float
         time.sleep(seconds)
 
 
-def _show(seen: Status) -> None:
+def _show(seen: Status | QadStatus) -> None:
     from kldcloud.cli.terminal import stdout_console
     from kldcloud.report.status_text import status_lines
 

@@ -122,11 +122,14 @@ class QadPlan:
         """What is made on the way, in that order."""
         init, export = self.job.student.init, self.job.export
         made = [f"the teacher as {self.job.teacher.convert}"] if self.job.teacher.convert else []
-        if init.quantize is not None:
+        if init is None:
+            made.append("the layers as NVFP4, rounded to nearest")
+        elif init.quantize is not None:
             made.append(f"{init.quantize} rounded to nearest")
             made += ["an importance matrix of the training text"] if init.imatrix == "auto" else []
             made += [f"{init.quantize} with importances"] if init.imatrix != "none" else []
         made.append("the trained file in the store")
+        made += ["a folder of safetensors in the store"] if export.to == "hf" else []
         return [*made, f"its copy {export.path}"] if export.path is not None else made
 
     def to_json(self) -> str:
@@ -155,8 +158,9 @@ class QadPlan:
     def to_text(self) -> str:
         """The plan for a person, a subject a line."""
         job, kept = self.job, self.job.checkpoints
-        init = job.student.init.quantize or str(job.student.init.model)
-        student = f"{init}, distilled from {job.teacher.display_name}"
+        init = job.student.init
+        student = "NVFP4" if init is None else init.quantize or str(init.model)
+        student += f", distilled from {job.teacher.display_name}"
         lines = [f"{job.name}: {student} on {self.cluster}"]
         for label, line in (
             ("text", self._text()),
@@ -208,7 +212,8 @@ class QadPlan:
         }
         trained = ", ".join(name for name, is_trained in parts.items() if is_trained)
         batch = _counted(train.global_batch, "chunk")
-        return f"{steps} of {batch}{passes}: {trained}; lr {train.lr:g}"
+        inputs = "; activations in NVFP4" if self.job.student.activations else ""
+        return f"{steps} of {batch}{passes}: {trained}; lr {train.lr:g}{inputs}"
 
     def _evaluation(self) -> str:
         found = self.job.eval

@@ -104,6 +104,28 @@ def _q8_0(blocks: U1) -> F4:
     return codes * _half(blocks[:, :2])
 
 
+def _e4m3() -> F4:
+    """All 256 codes as ggml reads them: no sign, and the code of NaN is 0."""
+    codes = np.arange(256)
+    exponent, fraction = codes >> 3 & 15, codes & 7
+    normal = np.ldexp(1 + fraction / 8, exponent - 7)
+    values = np.where(exponent > 0, normal, np.ldexp(fraction / 8, -6))
+    values[0x7F] = 0
+    return values.astype(np.float32)
+
+
+_E2M1: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+_SIGNED_E2M1: Final = np.concatenate([_E2M1, 0 - _E2M1])  # ggml has no negative zero
+_E4M3: Final = _e4m3()
+
+
+def _nvfp4(blocks: U1) -> F4:
+    """Four groups of sixteen; the scale of the whole tensor is another tensor's."""
+    codes = _nibbles(blocks[:, 4:].reshape(-1, 4, 8))
+    values: F4 = _SIGNED_E2M1[codes] * _E4M3[blocks[:, :4]][..., None]
+    return values.reshape(len(blocks), -1)
+
+
 def _sub_scales(blocks: U1) -> tuple[F4, F4]:
     """Scale and minimum of a Q4_K or Q5_K block's eight groups of 32, as float32 [n, 8, 1].
 
@@ -156,6 +178,7 @@ _DECODERS: Final[Mapping[str, Callable[[U1], F4]]] = MappingProxyType(
         "Q4_K": _q4_k,
         "Q4_1": _q4_1,
         "Q4_0": _q4_0,
+        "NVFP4": _nvfp4,
     }
 )
 

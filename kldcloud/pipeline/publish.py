@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from kldcloud.errors import KldcloudError
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.reduce import Reduced
-from kldcloud.pipeline.runs import job_bytes
+from kldcloud.pipeline.runs import FoundRun, job_bytes, read_profiles, read_worst
+from kldcloud.qad.result_file import QadResult
 from kldcloud.report.html import render_html
+from kldcloud.report.markdown import render_markdown
 from kldcloud.report.profile_file import parse_profiles
 from kldcloud.report.render import render
 from kldcloud.report.summary_file import MAX_SUMMARY_BYTES, Summary, parse_summary
@@ -68,6 +70,15 @@ def publish(
                 hint="keep both stores and report this: it must never happen",
             )
     store.delete(f"{prefix}/summary-partial.json")
+
+
+def publish_training(store: Store, summary: Summary, training: QadResult) -> None:
+    """Write the reports again, with the distillation that made one of the candidates."""
+    found = FoundRun(summary.run, store)
+    page = render_html(summary, read_profiles(found), read_worst(found), training)
+    store.write(f"{found.prefix}/report.html", page.encode())
+    text = render_markdown(summary, training=training)
+    store.write(f"{found.prefix}/report.md", text.encode())
 
 
 def note_life(

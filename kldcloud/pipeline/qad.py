@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kldcloud.errors import KldcloudError
@@ -13,6 +12,7 @@ from kldcloud.models.llama_library import llama
 from kldcloud.pipeline.machines import Machines
 from kldcloud.pipeline.model_files import ModelFile, model_file
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.publish import publish_training
 from kldcloud.pipeline.qad_copy import copy_here
 from kldcloud.pipeline.qad_files import (
     QadFiles,
@@ -24,6 +24,7 @@ from kldcloud.pipeline.qad_files import (
     source_of,
     text_file,
 )
+from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usable_gpus
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
 from kldcloud.pipeline.sweep import ON_ITS_OWN, Launched, mixed_engines, run_sweep, this_machine
@@ -113,10 +114,11 @@ def run_qad(
     with measuring_told(store, order.prefix):
         if trained:
             export = f"{order.prefix}/student.gguf"
-            copy = None if machines.remote else job.export.path
-            student = _export(files, order, store, progress, copy)
+            student = _export(job, files, order, store, progress, here=not machines.remote)
         else:
             progress.note(_nothing_trained(job, progressed))
+        if job.student.activations:
+            progress.note("what follows is measured by llama.cpp, whose activations are not NVFP4")
         sweep = _proof(job, files, texts, student)
         # The run that a launch is known by is the distillation.
         of_sweep = replace(launched, on_run=ON_ITS_OWN.on_run)
@@ -124,13 +126,20 @@ def run_qad(
         verdict = verdict_of(summary, files.init.name, trained=trained)
         result = _result(order, files, progressed, summary, verdict, export)
         write_result(store, order.prefix, result)
+        publish_training(store, summary, result)
     return QadOutcome(order.run, summary, verdict, export, time.monotonic() - started)
 
 
 def _export(
-    files: QadFiles, order: TrainingOrder, store: Store, progress: Progress, copy: Path | None
+    job: QadJob,
+    files: QadFiles,
+    order: TrainingOrder,
+    store: Store,
+    progress: Progress,
+    *,
+    here: bool,
 ) -> ModelFile:
-    """The best checkpoint as a file, here, in the store, and perhaps where a person wants it."""
+    """The best checkpoint as a file in the store; also where the job says, if that is `here`."""
     from kldcloud.qad.checkpoints import Checkpoints
     from kldcloud.qad.export import export_gguf
 
@@ -142,7 +151,10 @@ def _export(
     compared = export_gguf(files.init.path, weights, path)
     progress.note(f"exported step {best.step}: {compared:,} weights are what training used")
     store.write_new_file(f"{order.prefix}/student.gguf", path)
-    if copy is not None:
+    copy = job.export.path if here else None
+    if job.export.to == "hf":
+        export_folder(order, files.teacher.path, weights, store, progress, copy)
+    elif copy is not None:
         copy_here(path, copy, progress)
     return model_file("qad", f"{order.run}.gguf", path, progress)
 
@@ -152,6 +164,7 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
     candidates = list(files.baselines) or [files.init]
     if student is not None:
         candidates.append(replace(student, name=_student_name(files)))
+    init = job.student.init
     context = job.data.context
     corpora = [
         {
@@ -178,7 +191,7 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
             "name": files.teacher.name,
         },
         "candidates": [
-            {"model": source_of(each, job.student.init.model), "name": each.name}
+            {"model": source_of(each, init.model if init else None), "name": each.name}
             for each in candidates
         ],
         "corpora": corpora,

@@ -1,17 +1,22 @@
-"""The trained file where a person wants it."""
+"""What was trained where a person wants it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from kldcloud.errors import StoreError
 from kldcloud.models.cache import cache_dir
+from kldcloud.models.part_file import complete_hashed
 from kldcloud.models.store_copy import cached_copy
 from kldcloud.pipeline.progress import Progress
 from kldcloud.report.summary_shape import Summary
 from kldcloud.store.base import Store
+
+_IN_STORE: Final = "the store has it; copy it from there"
 
 
 def copy_here(path: Path, target: Path, progress: Progress) -> None:
@@ -26,12 +31,38 @@ def copy_here(path: Path, target: Path, progress: Progress) -> None:
         shutil.copyfile(path, part)
         part.replace(target)
     except OSError as error:
-        raise StoreError(
-            f"{target}: {error.strerror}", hint="the store has the file; copy it from there"
-        ) from error
+        raise StoreError(f"{target}: {error.strerror}", hint=_IN_STORE) from error
     finally:
         part.unlink(missing_ok=True)
     progress.note(f"copied to {target}")
+
+
+def copy_folder_from_store(store: Store, prefix: str, target: Path, progress: Progress) -> None:
+    """Fetch a folder that other machines made; each file is whole, or as it was.
+
+    Args:
+        store: where it is.
+        prefix: of its keys, which have no other slash.
+        target: the folder here.
+        progress: for bars.
+
+    Raises:
+        StoreError: it is not there, or cannot be written.
+    """
+    for info in store.list(f"{prefix}/"):
+        path = target / info.key.removeprefix(f"{prefix}/")
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        read_into = partial(store.read_into, info.key)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with progress.bar(f"fetching {path.name}", info.size) as bar:
+                complete_hashed(part, info.size, read_into, bar.reach)
+            part.replace(path)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}", hint=_IN_STORE) from error
+        finally:
+            part.unlink(missing_ok=True)
+    progress.note(f"copied to {target}; add the original model's tokenizer files")
 
 
 def copy_from_store(

@@ -18,11 +18,12 @@ from kldcloud.models.imatrix_file import check_fit, read_imatrix
 from kldcloud.models.llama_tokenizer import TokenizedText, tokenize
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
+from kldcloud.pipeline.nvfp4_model import nvfp4_model
 from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.prepare import HERE
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
-from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.qad_job import InitSpec, QadJob
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.spec.uri import SourceUri
 from kldcloud.store.base import Store
@@ -122,6 +123,9 @@ def qad_files(
     """
     teacher = find_teacher(job, progress, sources)
     init = job.student.init
+    if init is None:
+        rounded = nvfp4_model(teacher, progress)
+        return QadFiles(teacher, (rounded,), rounded)
     if init.model is not None:
         path = sources.fetch(init.model, progress)
         origin = sources.origin(init.model)
@@ -131,7 +135,7 @@ def qad_files(
     plain = quantize_model(teacher, init.quantize, init.quantize, progress)
     if init.quantize in TAKES_NO_IMPORTANCE_MATRIX:
         return QadFiles(teacher, (plain,), plain)
-    matrix = _imatrix(job, teacher, training, progress, sources)
+    matrix = _imatrix(job, init, teacher, training, progress, sources)
     name = f"{init.quantize}-imat"
     weighed = quantize_model(teacher, init.quantize, name, progress, matrix)
     chosen = plain if init.imatrix == "none" else weighed
@@ -141,8 +145,8 @@ def qad_files(
 def given_files(job: QadJob) -> list[SourceUri]:
     """The files that a job names, texts aside."""
     init = job.student.init
-    matrix = init.imatrix if isinstance(init.imatrix, SourceUri) else None
-    return [uri for uri in (job.teacher.model, init.model, matrix) if uri is not None]
+    named = [job.teacher.model, *([init.model, init.imatrix] if init else [])]
+    return [uri for uri in named if isinstance(uri, SourceUri)]
 
 
 def check_given(job: QadJob, progress: Progress) -> None:
@@ -151,15 +155,15 @@ def check_given(job: QadJob, progress: Progress) -> None:
     Raises:
         UserError: for what is not there, or not what it should be.
     """
-    init = job.student.init
+    matrix = job.student.init and job.student.init.imatrix
     here = {
         uri: HERE.fetch(uri, progress)
         for uri in given_files(job)
         if uri.scheme not in FETCHED_ANYWHERE
     }
-    headers = {uri: read_gguf_header(path) for uri, path in here.items() if uri is not init.imatrix}
-    if init.imatrix in here and job.teacher.model in headers:
-        path = here[init.imatrix]
+    headers = {uri: read_gguf_header(path) for uri, path in here.items() if uri is not matrix}
+    if isinstance(matrix, SourceUri) and matrix in here and job.teacher.model in headers:
+        path = here[matrix]
         check_fit(read_imatrix(path), headers[job.teacher.model], str(path))
 
 
@@ -194,9 +198,14 @@ def _is_quantised(header: GgufHeader) -> bool:
 
 
 def _imatrix(
-    job: QadJob, teacher: ModelFile, training: Tokens | None, progress: Progress, sources: Sources
+    job: QadJob,
+    init: InitSpec,
+    teacher: ModelFile,
+    training: Tokens | None,
+    progress: Progress,
+    sources: Sources,
 ) -> Path:
-    wanted = job.student.init.imatrix
+    wanted = init.imatrix
     if isinstance(wanted, SourceUri):
         path = sources.fetch(wanted, progress)
         check_fit(read_imatrix(path), teacher.header, str(path))

@@ -54,6 +54,7 @@ def training_order(
         "init": files.init.sha256,
         "tokens": tokens_digest(texts.training, texts.looks),
         "train": job.train.model_dump(mode="json"),
+        "activations": job.student.activations,
         "eval_every": job.eval.every,
         # Sums over processes are made in another order for another number of them.
         "processes": world.processes,
@@ -71,6 +72,7 @@ def training_order(
         checkpoint_every=job.checkpoints.every,
         keep=job.checkpoints.keep,
         threads=cluster.threads_per_worker or max(_cores() // world.each, 1),
+        activations=job.student.activations,
     )
     _ = order.batches  # too little text is refused before anything starts
     return order
@@ -92,13 +94,13 @@ def train_to_the_end(
         return checkpoints.progressed(steps[-1]) if steps else None
 
     before = last()
+    tell(store, order.prefix, first_progress(store, order, before))
     if before is not None and is_over(before, order):
         progress.note(f"training {order.run} is complete already")
         return before
     if before is not None:
         progress.note(f"training goes on from step {before.step} of {order.batches.steps}")
     forget_refusal(store, order.prefix)
-    tell(store, order.prefix, first_progress(store, order, before))
     with _watched(store, order, before.step if before else 0, progress):
         try:
             train(machines, world, partial(train_process, order, store.uri))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,22 +51,37 @@ def find_run(name: str, store: str | None) -> FoundRun:
         job = load_sweep(Path(name), [f"store={store}"] if store else [])
         store, digest = job.store, job_bytes(job)
     kept = open_store(store or DEFAULT_STORE)
-    runs = sorted({info.key.split("/")[1] for info in kept.list("runs/") if "/" in info.key})
+    runs = run_ids(kept)
     if digest is not None:
         runs = [run for run in runs if _same_job(kept, run, digest)]
-        matches = sorted(runs, key=lambda run: _last_sign_of_life(kept, run))[-1:]
+        matches = sorted(runs, key=lambda run: last_sign_of_life(kept, run))[-1:]
     elif name == "latest":
-        matches = sorted(runs, key=lambda run: _last_sign_of_life(kept, run))[-1:]
+        matches = sorted(runs, key=lambda run: last_sign_of_life(kept, run))[-1:]
     else:
-        matches = [run for run in runs if run == name] or [r for r in runs if r.startswith(name)]
+        matches = named(runs, name)
     if len(matches) > 1:
-        raise UserError(
-            f"{name} could be any of {', '.join(matches[:5])}", hint="give more of the run's id"
-        )
+        raise ambiguous(name, matches)
     if not matches:
         known = f"it has {', '.join(runs[-3:])}" if runs and digest is None else "launch the job"
         raise UserError(f"no run {name} in {kept.uri}", hint=known)
     return FoundRun(matches[0], kept)
+
+
+def run_ids(store: Store, folder: str = "runs") -> list[str]:
+    """All runs of a kind in a store, by name."""
+    parts = (info.key.split("/") for info in store.list(f"{folder}/"))
+    return sorted({each[1] for each in parts})
+
+
+def named(runs: Sequence[str], name: str) -> list[str]:
+    """The run of that name, or those whose ids begin so."""
+    return [name] if name in runs else [run for run in runs if run.startswith(name)]
+
+
+def ambiguous(name: str, matches: Sequence[str]) -> UserError:
+    return UserError(
+        f"{name} could be any of {', '.join(matches[:5])}", hint="give more of the run's id"
+    )
 
 
 def read_summary(found: FoundRun) -> Summary:
@@ -132,5 +148,6 @@ def what_counts(job: object) -> object:
     }
 
 
-def _last_sign_of_life(store: Store, run: str) -> str:
+def last_sign_of_life(store: Store, run: str) -> str:
+    """The newest attempt of a run; empty without one."""
     return max((info.key.split("/")[3] for info in store.list(f"runs/{run}/life/")), default="")

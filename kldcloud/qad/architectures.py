@@ -36,6 +36,7 @@ class ModelParameter:
         file_rows: int64 [rows], for each of the model's rows which row of the file it is, so that
             ``model = file[file_rows]`` and ``file[file_rows] = model``; None where they agree.
         added: what the file's values have on top of the model's.
+        scale: the tensor of one number that the stored values are multiplied by; NVFP4 has one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelParameter:
     shape: tuple[int, ...]
     file_rows: Rows | None
     added: float
+    scale: TensorInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ def map_model(path: Path) -> ModelMap:
     numbers = read_hyperparameters(path, header)
     parameters = {item.name: item for item in _parameters(path, header, numbers)}
     used = {item.tensor.name for item in parameters.values()}
+    used |= {item.scale.name for item in parameters.values() if item.scale is not None}
     if numbers.rope_divisors is not None:
         used.add(ROPE_DIVISORS)
     for name in header.tensors:
@@ -183,7 +186,7 @@ def _parameters(
             heads = shape[0] // numbers.head_width
             rows = orders.setdefault(letters, interleaved_rows(heads, numbers.head_width))
         added = architecture.norms_added if name.endswith("norm.weight") else 0.0
-        return ModelParameter(name, tensor, shape, rows, added)
+        return ModelParameter(name, tensor, shape, rows, added, _scale(path, header, tensor))
 
     yield match("token_embd.weight", EMBEDDING, "vd")
     for layer in range(numbers.layers):
@@ -217,6 +220,20 @@ def _tensor(path: Path, header: GgufHeader, name: str, shape: tuple[int, ...]) -
             hint=f"use a file whose tensors are {', '.join(DEQUANTIZED)}",
         )
     return tensor
+
+
+def scale_name(tensor: str) -> str:
+    """The tensor beside an NVFP4 one that llama.cpp multiplies its products by."""
+    return f"{tensor.removesuffix('.weight')}.scale"
+
+
+def _scale(path: Path, header: GgufHeader, tensor: TensorInfo) -> TensorInfo | None:
+    found = header.tensors.get(scale_name(tensor.name))
+    if found is None or tensor.type_name != "NVFP4":
+        return None
+    if found.type_name != "F32" or found.elements != 1:
+        raise FormatError(f"{path}: {found.name!r} is not one F32 number", hint=DOWNLOAD_AGAIN)
+    return found
 
 
 def interleaved_rows(heads: int, head_width: int) -> Rows:

@@ -1,4 +1,7 @@
-"""The trained student as a GGUF: its codes in the init's blocks, everything else the init's."""
+"""The trained student as a GGUF: its codes in the init's blocks, everything else the init's.
+
+An NVFP4 student's scales are trained too: those of blocks and of tensors go over the init's.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ import torch
 from kldcloud.errors import FormatError
 from kldcloud.qad.architectures import ModelMap, ModelParameter, map_model
 from kldcloud.qad.gguf_rewrite import rewrite_gguf, verify_export
+from kldcloud.qad.nvfp4_file import in_file_order, rows_in_file
+from kldcloud.qad.nvfp4_layers import Nvfp4Weight, weight_formats
 from kldcloud.qad.pair import grid_of
 
 F4 = npt.NDArray[np.float32]
@@ -37,17 +42,17 @@ def export_gguf(init: Path, weights: Mapping[str, torch.Tensor], target: Path) -
     """
     model = map_model(init)
     trained = [_trained(model, name, weights[name]) for name in sorted(weights)]
+    rounded = nvfp4_formats(model, weights)
     compared = 0
 
     def check(part: Path) -> None:
         nonlocal compared
         compared = verify_export(
-            part, ((p.tensor.name, _expected(model, p, w)) for p, w in trained)
+            part, ((p.tensor.name, _expected(model, rounded, p, w)) for p, w in trained)
         )
 
-    rewrite_gguf(
-        init, target, ((p.tensor.name, _stored(model, p, w)) for p, w in trained), check=check
-    )
+    stored = (each for p, w in trained for each in _stored(model, rounded, p, w))
+    rewrite_gguf(init, target, stored, check=check)
     return compared
 
 
@@ -80,23 +85,46 @@ def _trained(
     return parameter, weight
 
 
-def _stored(model: ModelMap, parameter: ModelParameter, weight: torch.Tensor) -> npt.NDArray[Any]:
-    """The bytes of a tensor, in the file's order."""
+def nvfp4_formats(
+    model: ModelMap, weights: Mapping[str, torch.Tensor]
+) -> Mapping[str, Nvfp4Weight]:
+    """The formats of those of these weights that are NVFP4, by name; all of them, or none."""
+    return weight_formats(model, weights.__getitem__) if _has_nvfp4(model, weights) else {}
+
+
+def _has_nvfp4(model: ModelMap, weights: Mapping[str, torch.Tensor]) -> bool:
+    return any(model.parameters[name].tensor.type_name == "NVFP4" for name in weights)
+
+
+def _stored(
+    model: ModelMap,
+    rounded: Mapping[str, Nvfp4Weight],
+    parameter: ModelParameter,
+    weight: torch.Tensor,
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The bytes of a tensor, in the file's order, and of the scale beside it."""
+    name = parameter.tensor.name
     if parameter.tensor.type_name == "F32":
-        return _in_file(parameter, weight)
-    return grid_of(model, parameter).pack(weight)
+        yield name, _in_file(parameter, weight)
+    elif parameter.scale is not None:
+        scale = rounded[parameter.name].tensor_scale()
+        yield name, in_file_order(parameter, weight, scale)
+        yield parameter.scale.name, scale.numpy().reshape(1)
+    else:
+        yield name, grid_of(model, parameter).pack(weight)
 
 
-def _expected(model: ModelMap, parameter: ModelParameter, weight: torch.Tensor) -> F4:
+def _expected(
+    model: ModelMap,
+    rounded: Mapping[str, Nvfp4Weight],
+    parameter: ModelParameter,
+    weight: torch.Tensor,
+) -> F4:
     """What the training forward pass used, in the file's order."""
     if parameter.tensor.type_name == "F32":
         return _in_file(parameter, weight)
-    values: F4 = grid_of(model, parameter).fake_quantize(weight).numpy()
-    if parameter.file_rows is None:
-        return values
-    in_file = np.empty_like(values)
-    in_file[parameter.file_rows] = values
-    return in_file
+    found = rounded.get(parameter.name) or grid_of(model, parameter)
+    return rows_in_file(parameter, found.fake_quantize(weight).numpy())
 
 
 def _in_file(parameter: ModelParameter, weight: torch.Tensor) -> F4:

@@ -7,18 +7,16 @@ for byte, so whatever loads the init file loads the export.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kldcloud.errors import FormatError, StoreError, UserError
+from kldcloud.errors import FormatError, UserError
 from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.gguf_header import (
     GgufHeader,
@@ -27,6 +25,7 @@ from kldcloud.models.gguf_header import (
     read_tensor_bytes,
 )
 from kldcloud.qad.stored_values import F4, stored_values
+from kldcloud.qad.whole_file import whole_file, written
 
 _WEIGHTS_AT_ONCE = 1 << 22
 _BLOCKS = {kind.name: kind for kind in GGML_TYPES.values()}
@@ -57,25 +56,15 @@ def rewrite_gguf(
         StoreError: `target` cannot be written, such as on a full disk.
     """
     header = read_gguf_header(source)
-    with _written(target):
+    with written(target):
         if target.exists() and target.samefile(source):
             raise UserError(f"{target}: is the init file itself", hint="export to another path")
-        target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with _written(target):
+    with whole_file(target, check) as part:
+        with written(target):
             shutil.copyfile(source, part)
         if part.stat().st_size != header.file_bytes:
             raise FormatError(f"{source}: changed while it was copied", hint="export again")
         _overwrite(part, target, header, replaced)
-        if check is not None:
-            check(part)
-        with _written(target):
-            part.replace(target)
-            _sync(target.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def verify_export(path: Path, expected: Iterable[tuple[str, F4]]) -> int:
@@ -112,24 +101,24 @@ def verify_export(path: Path, expected: Iterable[tuple[str, F4]]) -> int:
 def _overwrite(
     part: Path, target: Path, header: GgufHeader, replaced: Iterable[tuple[str, npt.NDArray[Any]]]
 ) -> None:
-    written: set[str] = set()
+    done: set[str] = set()
     with part.open("r+b") as file:
         for name, data in replaced:
             info = header.tensors.get(name)
             if info is None:
                 raise FormatError(f"{target}: the init file has no tensor {name!r} to replace")
-            if name in written:
+            if name in done:
                 raise FormatError(f"{target}: the tensor {name!r} came twice")
             if data.nbytes != info.nbytes:
                 raise FormatError(
                     f"{target}: the tensor {name!r} has {info.nbytes:,} bytes in the init file, "
                     f"and {data.nbytes:,} came to replace them"
                 )
-            written.add(name)
-            with _written(target):
+            done.add(name)
+            with written(target):
                 file.seek(info.offset)
                 file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-        with _written(target):
+        with written(target):
             file.flush()
             os.fsync(file.fileno())
 
@@ -164,26 +153,3 @@ def _tensor_scale(path: Path, header: GgufHeader, name: str) -> np.float32:
     if info.type_name != "F32" or info.elements != 1:
         raise FormatError(f"{path}: {info.name!r} is not one F32 number")
     return np.float32(stored_values("F32", read_tensor_bytes(path, info))[0])
-
-
-@contextlib.contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space, or export" if full else "check the folder, or export"
-        raise StoreError(
-            f"{target}: cannot be written: {error.strerror or error}", hint=f"{hint} elsewhere"
-        ) from error
-
-
-def _sync(folder: Path) -> None:
-    """Record the new name on disk, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

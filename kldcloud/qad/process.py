@@ -6,8 +6,8 @@ that ended training, where trying again would end the same way.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,16 +54,14 @@ def train_process(order: Any, store: str, rank: int, world: int, device: str) ->
     try:
         # On CPUs, where models are small, whole ones need no traffic in the forward pass.
         sharded = world > 1 and device != "cpu"
-        with (
-            in_sight(order, kept) if rank == 0 else contextlib.nullcontext(Training.steps) as steps
-        ):
+        with in_sight(order, kept) if rank == 0 else nullcontext(Training.steps) as steps:
             training = Training(order, kept, rank=rank, world=world, device=device, sharded=sharded)
             for _ in steps(training):
                 pass
     except KldcloudError as error:
         facts = {"message": error.message, "hint": error.hint}
         # Where even this cannot be written, Ray's own report has to do.
-        with contextlib.suppress(KldcloudError):
+        with suppress(KldcloudError):
             kept.write_new(f"{order.prefix}/{REFUSED}", canonical_json(facts))
         raise
 

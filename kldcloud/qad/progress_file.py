@@ -43,7 +43,7 @@ class TrainingProgress:
         started: Unix time in seconds of the first launch.
         moved: Unix time in seconds of the last step, or of the last change of the stage.
         seen: Unix time in seconds of this sign of life.
-        kld: of the last step's tokens, nats; None before this launch has done one.
+        kld: of the last step's tokens, nats; None if nobody knows.
         start: the look before the first step; None before it.
         latest: the latest look; None before the first.
         best: the look that lost least; None before the first.
@@ -109,16 +109,17 @@ def first_progress(store: Store, order: TrainingOrder, done: Progressed | None) 
         order: of the run.
         done: as its last checkpoint says; None without one.
     """
-    now = time.time()
+    now, step = time.time(), done.step if done else 0
     before = read_progress(store, order.prefix)
     return TrainingProgress(
         "loading",
-        done.step if done else 0,
+        step,
         order.batches.steps,
         order.tokens_a_step,
         started=before.started if before else now,
         moved=now,
         seen=now,
+        kld=before.kld if before and before.step == step else None,
         **looked(done.looks if done else ()),
     )
 

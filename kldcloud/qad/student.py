@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,6 +29,17 @@ class WeightFormat(Protocol):
     def fake_quantize(self, w: Tensor) -> Tensor:
         """The values that the file would hold for `w`; their gradient is that of `w` itself."""
         ...
+
+
+class InputFormat(Protocol):
+    """What the inputs of a quantised linear layer are rounded to."""
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """`x` as the layer sees it, of its type; the gradient is that of `x` itself."""
+        ...
+
+
+_NO_INPUTS: Final[Mapping[str, InputFormat]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +61,10 @@ def make_student(
     model: Any,  # noqa: ANN401 - a transformers model
     formats: Mapping[str, WeightFormat],
     *,
+    codes: bool = True,
     norms: bool = False,
     head: bool = False,
+    inputs: Mapping[str, InputFormat] = _NO_INPUTS,
 ) -> Student:
     """Quantise chosen weights in the forward pass and freeze what does not train.
 
@@ -58,8 +72,11 @@ def make_student(
         model: from `load_model`; changed in place.
         formats: by name of a linear layer's or the embedding's weight, as in
             ``"model.layers.0.mlp.up_proj.weight"``.
+        codes: train the weights that have a format, but for the head.
         norms: train the norms' weights too.
         head: train the output head too; where it is tied that is the embedding as well.
+        inputs: by name of a linear layer's weight that has a format; other layers see their
+            inputs as they are.
 
     Raises:
         UserError: a format names no such weight, or that of a head that is not to be trained.
@@ -74,8 +91,9 @@ def make_student(
             # Only the class changes: parameters, buffers and hooks stay those of this object.
             module.__class__ = kind
             module.weight_format = weight_format
+            module.input_format = inputs.get(name)
     wanted = {
-        CODES: [name for name in parameters if name in formats and name != head_name],
+        CODES: [name for name in parameters if codes and name in formats and name != head_name],
         NORMS: [name for name in parameters if name.endswith("norm.weight") and norms],
         HEAD: [head_name] if head else [],
     }
@@ -116,8 +134,11 @@ class QuantizedLinear(nn.Linear):
     """A linear layer whose weight is quantised before the activations' dtype rounds it."""
 
     weight_format: WeightFormat
+    input_format: InputFormat | None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        if self.input_format is not None:
+            input = self.input_format.fake_quantize(input)  # noqa: A001
         weight = self.weight_format.fake_quantize(self.weight)
         return functional.linear(input, weight.to(input.dtype), self.bias)
 

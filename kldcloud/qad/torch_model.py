@@ -83,6 +83,8 @@ def read_parameter(model_map: ModelMap, parameter: ModelParameter) -> F4:
     tensor = parameter.tensor
     stored = np.asarray(read_tensor_bytes(model_map.path, tensor))
     values = dequantize(stored, tensor.type_name).reshape(parameter.shape)
+    if parameter.scale is not None:
+        values *= dequantize(read_tensor_bytes(model_map.path, parameter.scale), "F32")
     if parameter.file_rows is not None:
         values = values[parameter.file_rows]
     if parameter.added:

@@ -22,6 +22,7 @@ from kldcloud.errors import EngineError, UserError
 from kldcloud.pipeline.sources import local_copy
 from kldcloud.pipeline.tasks import ModelRef
 from kldcloud.qad.batches import Batches
+from kldcloud.qad.calibration import CALIBRATION_CHUNKS, calibration
 from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.looks import Look, Progressed
 from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
@@ -53,6 +54,7 @@ class TrainingOrder:
         checkpoint_every: steps between two checkpoints.
         keep: checkpoints kept, beside the best one.
         threads: of one process.
+        activations: whether the inputs of an NVFP4 student's matrices are NVFP4 too.
     """
 
     run: str
@@ -66,6 +68,7 @@ class TrainingOrder:
     checkpoint_every: int
     keep: int
     threads: int
+    activations: bool = False
 
     @property
     def batches(self) -> Batches:
@@ -132,8 +135,13 @@ class Training:
         self._rank, self._world, self._device = rank, world, device
         self._sharded = sharded
         self._checkpoints = Checkpoints(store, order.prefix, order.run)
+        calibrate = None
+        if order.activations:
+            calibrate = calibration(
+                store, order.prefix, self._tensor(order.tokens[:CALIBRATION_CHUNKS])
+            )
         teacher, init = (local_copy(each, store, _silent) for each in (order.teacher, order.init))
-        self._pair = load_pair(teacher, init, order.train, device)
+        self._pair = load_pair(teacher, init, order.train, device, calibrate)
         if sharded:
             _check_even(order.train, world)
             self._pair = _sharded(self._pair)

@@ -68,6 +68,12 @@ def transformers_config(numbers: Hyperparameters) -> PreTrainedConfig:
     return _CONFIGS[numbers.architecture](**settings)
 
 
+def causal_class(numbers: Hyperparameters) -> str:
+    """Name of the class that transformers makes for these numbers, as a config.json says it."""
+    kind = AutoModelForCausalLM._model_mapping[_CONFIGS[numbers.architecture]]  # noqa: SLF001
+    return str(kind.__name__)
+
+
 def _rope(numbers: Hyperparameters) -> dict[str, Any]:
     base = {"rope_theta": numbers.rope_base}
     if numbers.rope_divisors is not None:

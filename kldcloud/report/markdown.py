@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from kldcloud.qad.result_file import QadResult
 from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows, rank_warnings
 from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.differences import comparisons, holm_words
@@ -14,6 +16,7 @@ from kldcloud.report.markdown_tables import (
     NAME_SHOWN,
     code_name,
     corpus_lines,
+    look_lines,
     macro_lines,
     pair_lines,
 )
@@ -21,26 +24,34 @@ from kldcloud.report.reading import corpus_note, how_to_read, progress_note
 from kldcloud.report.rounding import MISSING, bits_figure, gib_figure
 from kldcloud.report.summary_shape import Base, Candidate, Summary
 from kldcloud.report.table import GIB, CorpusTable, TableRow, corpus_tables
+from kldcloud.report.training_text import HEADINGS, TEXT_SHOWN, look_rows, training_sentences
 
 _DIGEST_SHOWN: Final = 12
 _CAUSE_SHOWN: Final = 400
 
 
-def render_markdown(summary: Summary, origins: Mapping[str, str] = MappingProxyType({})) -> str:
+def render_markdown(
+    summary: Summary,
+    origins: Mapping[str, str] = MappingProxyType({}),
+    training: QadResult | None = None,
+) -> str:
     """Write a run's report as GitHub-flavoured Markdown.
 
     Args:
         summary: the run.
         origins: candidate -> its run, where they are from several.
+        training: the distillation that made one of its candidates, if one did.
 
     Returns:
         Title, one table a corpus and one over several, how to read them, which neighbours the data
         tell apart, failures with their cause, and what was measured; ends in one newline.
     """
-    return "\n".join(_lines(summary, origins)) + "\n"
+    return "\n".join(_lines(summary, origins, training)) + "\n"
 
 
-def _lines(summary: Summary, origins: Mapping[str, str]) -> Iterator[str]:
+def _lines(
+    summary: Summary, origins: Mapping[str, str], training: QadResult | None
+) -> Iterator[str]:
     tables = corpus_tables(summary)
     yield f"# KL divergence: {code_name(summary.name)}"
     yield ""
@@ -63,6 +74,8 @@ def _lines(summary: Summary, origins: Mapping[str, str]) -> Iterator[str]:
     yield ""
     yield from _differences(summary)
     yield from _failures(tables)
+    if training is not None:
+        yield from _training(training)
     yield "## What was measured"
     yield ""
     yield from _provenance(summary, tables, origins)
@@ -105,6 +118,16 @@ def _failures(tables: tuple[CorpusTable, ...]) -> Iterator[str]:
     yield ""
     for row, table in failed:
         yield _failure(row, table.corpus.name)
+    yield ""
+
+
+def _training(result: QadResult) -> Iterator[str]:
+    yield "## Training"
+    yield ""
+    for sentence in training_sentences(result, partial(markdown_code, limit=TEXT_SHOWN)):
+        yield sentence
+        yield ""
+    yield from look_lines(HEADINGS, look_rows(result))
     yield ""
 
 

@@ -52,6 +52,13 @@ def pair_lines(comparison: Comparison) -> Iterator[str]:
         yield _line([_cell(pair.better), _cell(pair.worse), *figures, verdict(pair)])
 
 
+def look_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Figures alone, as those of a training run."""
+    yield _line(headings)
+    yield _line(["---:"] * len(headings))
+    yield from map(_line, rows)
+
+
 def code_name(name: str) -> str:
     """A name from outside in running text."""
     return markdown_code(name, limit=NAME_SHOWN)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from kldcloud.status.launch import LaunchStatus
+from kldcloud.status.qad import QadStatus
 from kldcloud.status.run_list import RunLine
 from kldcloud.status.status import Status
 from kldcloud.status.vitals import WorkerFinding, WorkersStatus
@@ -15,16 +17,19 @@ from kldcloud.status.vitals import WorkerFinding, WorkersStatus
 _YEAR_10000 = 253_402_300_800
 
 
-def status_facts(status: Status) -> dict[str, Any]:
+def status_facts(status: Status | QadStatus) -> dict[str, Any]:
     """A status as JSON holds it.
 
     Returns:
-        Fields as `Status` documents them, with these differences: `run` is null where there is
-        none; `tokens_per_second`; `results` have `kld` and `same_top`, each with `mean` and
-        `error`; `cost` sums the launches', and `hourly` is of those whose machines are not down.
+        Fields as `Status` or `QadStatus` documents them, with these differences: `kind` is sweep or
+        qad; `run` is null where there is none; `tokens_per_second`; `results` have `kld` and
+        `same_top`, each with `mean` and `error`; `cost` sums the launches', and `hourly` is of
+        those whose machines are not down.
     """
-    running = [each for each in status.launches if each.record and not each.record.down]
+    if isinstance(status, QadStatus):
+        return _qad_facts(status)
     return {
+        "kind": "sweep",
         "store": status.store,
         "run": status.run or None,
         "state": status.state,
@@ -65,10 +70,33 @@ def status_facts(status: Status) -> dict[str, Any]:
         "workers": status.workers and _workers(status.workers),
         "failures": list(status.failures),
         "error": status.error,
-        "launches": [_launch(each) for each in status.launches],
-        "cost": round(math.fsum(each.cost for each in status.launches), 4),
-        "hourly": math.fsum(each.hourly for each in running),
+        **_launches(status.launches),
         "odd": dict(status.odd),
+    }
+
+
+def _qad_facts(status: QadStatus) -> dict[str, Any]:
+    looks = {"start": status.start, "latest": status.latest, "best": status.best}
+    return {
+        "kind": "qad",
+        "store": status.store,
+        "run": status.run,
+        "state": status.state,
+        "stage": status.stage or None,
+        "label": status.label,
+        "started": _iso(status.started),
+        "updated": _iso(status.updated),
+        "step": status.step,
+        "steps": status.steps,
+        "kld": status.kld,
+        "heldout": {name: look and asdict(look) for name, look in looks.items()},
+        "tokens_per_second": status.tokens_a_second,
+        "eta": _iso(status.eta),
+        "still": status.still,
+        "result": status.result and asdict(status.result),
+        "error": status.error,
+        "warning": status.warning,
+        **_launches(status.launches),
     }
 
 
@@ -105,6 +133,15 @@ def _findings(found: Sequence[WorkerFinding]) -> list[dict[str, Any]]:
         }
         for each in found
     ]
+
+
+def _launches(launches: Sequence[LaunchStatus]) -> dict[str, Any]:
+    running = [each for each in launches if each.record and not each.record.down]
+    return {
+        "launches": [_launch(each) for each in launches],
+        "cost": round(math.fsum(each.cost for each in launches), 4),
+        "hourly": math.fsum(each.hourly for each in running),
+    }
 
 
 def _launch(launch: LaunchStatus) -> dict[str, Any]:

@@ -3,68 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from rich.cells import cell_len
 
 from kldcloud.report.escaping import printable
+from kldcloud.report.qad_status_text import qad_status_line, qad_status_lines
 from kldcloud.report.rounding import MISSING
 from kldcloud.report.running_figures import mean_figure, of_total, span, top_figure
-from kldcloud.status.launch import LaunchStatus
+from kldcloud.report.status_parts import (
+    LINE_SHOWN,
+    STYLES,
+    Line,
+    heard,
+    launch_lines,
+    shown_name,
+    silence,
+)
 from kldcloud.status.progress import ResultStatus
+from kldcloud.status.qad import QadStatus
 from kldcloud.status.run_list import RunLine
 from kldcloud.status.status import Status
 from kldcloud.status.vitals import WorkerFinding, WorkersStatus, age
 
-_NAME_SHOWN: Final = 48
-_LINE_SHOWN: Final = 400
 _MOST_LINES: Final = 20
 _GAP: Final = "  "
+_UNITS: Final = {"run": "chunks", "qad": "steps"}
 _STAGES: Final = {"staging": "staging base", "measuring": "measuring", "reducing": "reducing"}
-_STYLES: Final = {
-    "running": "green",
-    "finished": "bold green",
-    "failed": "red",
-    "out-of-time": "red",
-    "stopped": "yellow",
-    "gone": "yellow",
-}
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line and its style, in rich's words."""
-
-    text: str
-    style: str = ""
-
-
-def status_lines(status: Status, now: float) -> list[Line]:
+def status_lines(status: Status | QadStatus, now: float) -> list[Line]:
     """The whole status; nothing in it steers a terminal.
 
     Args:
         status: as it was read.
         now: Unix time in seconds.
     """
+    if isinstance(status, QadStatus):
+        return qad_status_lines(status, now)
     return [
-        Line(f"{_subject(status)}  {_state(status, now)}", _STYLES.get(status.state, "")),
+        Line(f"{_subject(status)}  {_state(status, now)}", STYLES.get(status.state, "")),
         *_bases(status),
         *_results(status.results),
         *_pace(status, now),
         *_workers(status.workers),
         *_warnings(status),
-        *(line for launch in status.launches for line in _launch(launch)),
+        *(line for launch in status.launches for line in launch_lines(launch)),
     ]
 
 
-def status_line(status: Status, now: float) -> str:
+def status_line(status: Status | QadStatus, now: float) -> str:
     """The status in one line, for an output that only grows."""
+    if isinstance(status, QadStatus):
+        return qad_status_line(status, now)
     parts = [_subject(status), _state(status, now)]
     parts += [f"{line.text}" for line in _pace(status, now)]
     for each in status.results:
         if each.kld is not None:
-            parts.append(f"{_name(each.candidate)} on {_name(each.corpus)} {mean_figure(each)}")
+            parts.append(
+                f"{shown_name(each.candidate)} on {shown_name(each.corpus)} {mean_figure(each)}"
+            )
     if status.workers and status.workers.stuck:
         parts.append(f"{len(status.workers.stuck)} stuck")
     return "; ".join(parts)
@@ -72,19 +70,24 @@ def status_line(status: Status, now: float) -> str:
 
 def run_lines(runs: Sequence[RunLine], now: float) -> list[Line]:
     """A line a run, the newest last."""
-    rows = [["run or launch", "state", "chunks", "started", "last sign of life"]]
+    rows = [["run or launch", "state", "done", "started", "last sign of life"]]
     rows += [
         [
             each.id,
             each.state,
-            of_total(each.done, each.total) if each.kind == "run" else MISSING,
+            _done(each),
             MISSING if each.started is None else f"{span(age(each.started, now))} ago",
             MISSING if each.updated is None else f"{span(age(each.updated, now))} ago",
         ]
         for each in runs
     ]
-    styles = ["dim", *(_STYLES.get(each.state, "") for each in runs)]
+    styles = ["dim", *(STYLES.get(each.state, "") for each in runs)]
     return [Line(text, style) for text, style in zip(_aligned(rows), styles, strict=True)]
+
+
+def _done(run: RunLine) -> str:
+    unit = _UNITS.get(run.kind)
+    return f"{of_total(run.done, run.total)} {unit}" if unit else MISSING
 
 
 def _subject(status: Status) -> str:
@@ -94,24 +97,22 @@ def _subject(status: Status) -> str:
 def _state(status: Status, now: float) -> str:
     seen = None if status.updated is None else age(status.updated, now)
     if status.state == "gone":
-        silence = "no sign of life" + ("" if seen is None else f" for {span(seen)}")
-        return f"{silence}: the driver is gone; launch the job again to go on"
+        return silence(seen)
     shown = status.state
     if status.state == "starting":
         shown += ": nothing heard from its machines yet"
     elif status.state in {"running", "preparing"}:
         shown += _under_way(status)
     elif status.error:
-        shown += f": {printable(status.error, limit=_LINE_SHOWN)}"
+        shown += f": {printable(status.error, limit=LINE_SHOWN)}"
     if seen is None:
         return shown
-    heard = "" if status.settled else "last sign of life "
-    return f"{shown}  ({heard}{span(seen)} ago)"
+    return f"{shown}  {heard(seen, settled=status.settled)}"
 
 
 def _under_way(status: Status) -> str:
     """The stage, and the label where it says more."""
-    stage, label = _STAGES.get(status.stage, ""), _name(status.label)
+    stage, label = _STAGES.get(status.stage, ""), shown_name(status.label)
     if status.state == "preparing":
         stage = ""
     if not label or not stage or label.startswith(status.stage):
@@ -124,7 +125,7 @@ def _bases(status: Status) -> Iterator[Line]:
         whole = "" if each.complete or each.shards_done != each.shards else ", not closed yet"
         encoding = f" as {status.encoding}" if status.encoding else ""
         shards = of_total(each.shards_done, each.shards)
-        yield Line(f"base on {_name(each.corpus)}{encoding}: {shards} shards{whole}")
+        yield Line(f"base on {shown_name(each.corpus)}{encoding}: {shards} shards{whole}")
 
 
 def _results(results: Sequence[ResultStatus]) -> Iterator[Line]:
@@ -133,8 +134,8 @@ def _results(results: Sequence[ResultStatus]) -> Iterator[Line]:
     rows = [["corpus", "candidate", "chunks", "mean KLD", "same top %"]]
     rows += [
         [
-            _name(each.corpus),
-            _name(each.candidate),
+            shown_name(each.corpus),
+            shown_name(each.candidate),
             of_total(each.chunks_done, each.chunks),
             mean_figure(each),
             top_figure(each),
@@ -163,7 +164,7 @@ def _workers(workers: WorkersStatus | None) -> Iterator[Line]:
     for each in workers.stuck[:_MOST_LINES]:
         yield Line(
             f"{_worker(each)} is stuck: nothing done for {span(each.seconds)}"
-            f" at {printable(each.task, limit=_LINE_SHOWN)}",
+            f" at {printable(each.task, limit=LINE_SHOWN)}",
             "red",
         )
     for each in workers.silent[:_MOST_LINES]:
@@ -171,40 +172,17 @@ def _workers(workers: WorkersStatus | None) -> Iterator[Line]:
 
 
 def _worker(found: WorkerFinding) -> str:
-    return f"worker {found.worker} on {_name(found.host)}"
+    return f"worker {found.worker} on {shown_name(found.host)}"
 
 
 def _warnings(status: Status) -> Iterator[Line]:
     failures = list(status.failures)
     for each in failures[:_MOST_LINES]:
-        yield Line(f"given up: {printable(each, limit=_LINE_SHOWN)}", "red")
+        yield Line(f"given up: {printable(each, limit=LINE_SHOWN)}", "red")
     if len(failures) > _MOST_LINES:
         yield Line(f"and {len(failures) - _MOST_LINES:,} more given up", "red")
     for key, why in list(status.odd.items())[:_MOST_LINES]:
-        yield Line(f"passed over {key}: {printable(why, limit=_LINE_SHOWN)}", "yellow")
-
-
-def _launch(launch: LaunchStatus) -> Iterator[Line]:
-    record = launch.record
-    if record is None:
-        yield Line(f"launch {launch.launch}: its record cannot be read", "yellow")
-        return
-    where = printable(record.machine or record.cluster, limit=_NAME_SHOWN)
-    nodes = f"{record.nodes:,} x " if record.nodes > 1 else ""
-    text = f"launch {launch.launch}: {nodes}{where}" if where else f"launch {launch.launch}"
-    if record.hourly:
-        text += f", ${record.hourly:,.2f} an hour, about ${launch.cost:,.2f} so far"
-    if len(launch.attempts) > 1:
-        text += f", {len(launch.attempts):,} attempts"
-    yield Line(text)
-    if launch.maybe_up:
-        yield Line(
-            f"warning: machines may still be up: kldcloud down {launch.launch}", "bold yellow"
-        )
-
-
-def _name(text: str) -> str:
-    return printable(text, limit=_NAME_SHOWN)
+        yield Line(f"passed over {key}: {printable(why, limit=LINE_SHOWN)}", "yellow")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from typing import Final
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from kldcloud.qad.result_file import QadResult
 from kldcloud.report.across_corpora import MACRO, MacroRow, macro_note, macro_rows, rank_warnings
 from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.differences import comparisons, undecided_note
@@ -25,6 +27,7 @@ from kldcloud.report.table import (
     percent_figure,
     shown_columns,
 )
+from kldcloud.report.training_text import HEADINGS, TEXT_SHOWN, look_rows, training_sentences
 
 # Who goes first when the terminal is narrow; the name and the exact mean always stay.
 _DROP_ORDER: Final = (
@@ -85,6 +88,22 @@ def print_table(summary: Summary, console: Console) -> None:
     if left_out:
         columns = ", ".join(left_out.values())
         _print_prose(f"Left out at this width: {columns}.", console, width, style="dim")
+
+
+def print_training(result: QadResult, console: Console) -> None:
+    """Print what a distillation was worth and how it went, above the table that shows it."""
+    width = _width(console)
+    _print_title(result.run, "", console)
+    for sentence in training_sentences(result, partial(printable, limit=TEXT_SHOWN)):
+        _print_prose(sentence, console, width, style="")
+    rows = [HEADINGS, *look_rows(result)]
+    wide = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for at, row in enumerate(rows):
+        line = Text(style="" if at else "dim")
+        for text, column_width in zip(row, wide, strict=True):
+            _append_cell(line, text, column_width, "")
+        _print_row(line, console, ruled=not at)
+    _emit(Text(), console)
 
 
 def print_prose(text: str, console: Console, *, style: str = "") -> None:
@@ -151,7 +170,9 @@ def _macro_cells(row: MacroRow) -> tuple[str, str]:
 
 def _print_title(name: str, note: str, console: Console) -> None:
     title = Text(printable(name, limit=_NAME_SHOWN), style="bold")
-    _emit(title.append(f"{_GAP}{note}", style="not bold dim"), console)
+    if note:
+        title.append(f"{_GAP}{note}", style="not bold dim")
+    _emit(title, console)
 
 
 def _append_cell(line: Text, text: str, width: int, style: str) -> None:

@@ -53,13 +53,6 @@ def _imatrix(value: object) -> SourceUri | str:
     return source
 
 
-def known_format(value: object) -> object:
-    """Refuse a student's format that is known, and not there yet, in words of its own."""
-    if value == "nvfp4":
-        raise refused("nvfp4 cannot be trained yet: write gguf")
-    return value
-
-
 def _patience(value: object) -> int | Literal["never"]:
     if value == "never":
         return "never"
@@ -68,7 +61,7 @@ def _patience(value: object) -> int | Literal["never"]:
     raise refused(f"must be never or a whole number from 1 to {_MOST_LOOKS}{but_not(value)}")
 
 
-def _gguf_path(value: object) -> Path:
+def _local_path(value: object) -> Path:
     if isinstance(value, Path):
         return value
     if not isinstance(value, str):
@@ -77,8 +70,8 @@ def _gguf_path(value: object) -> Path:
         place = parse_uri(value)
     except SpecError as error:
         raise refused(str(error)) from None
-    if place.scheme != "file" or not place.path.endswith(".gguf"):
-        raise refused(f"must be a path here that ends in .gguf, not {shown_uri(value)}")
+    if place.scheme != "file":
+        raise refused(f"must be a path here, not {shown_uri(value)}")
     return Path(place.path).expanduser()
 
 
@@ -100,5 +93,5 @@ ImatrixChoice = Annotated[
     SourceUri | Literal["auto", "none"], PlainValidator(_imatrix), PlainSerializer(str)
 ]
 Patience = Annotated[int | Literal["never"], PlainValidator(_patience)]
-GgufPath = Annotated[Path, PlainValidator(_gguf_path), PlainSerializer(str)]
-"""A file to write; relative to the current folder."""
+LocalPath = Annotated[Path, PlainValidator(_local_path), PlainSerializer(str)]
+"""A file or folder to write; relative to the current folder."""

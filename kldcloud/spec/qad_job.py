@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from kldcloud.errors import SpecError
 from kldcloud.spec.engine import EngineOptions
@@ -27,11 +27,10 @@ from kldcloud.spec.fields import (
     refused,
 )
 from kldcloud.spec.qad_fields import (
-    GgufPath,
     ImatrixChoice,
+    LocalPath,
     Patience,
     TrainableType,
-    known_format,
     share_up_to,
 )
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX, check_importance
@@ -125,12 +124,29 @@ class StudentSpec(SpecModel):
     """What is trained.
 
     Attributes:
-        format: how its weights are kept.
-        init: the quantised file that it starts from.
+        format: how its weights are kept: in the blocks of the init file, or those of the layers in
+            NVFP4 and the rest as the teacher has it.
+        init: the quantised file that a gguf student starts from; an nvfp4 one starts at the
+            teacher's weights.
+        activations: whether the inputs of an nvfp4 student's layers are NVFP4 as well.
     """
 
-    format: Annotated[Literal["gguf"], BeforeValidator(known_format)] = "gguf"
-    init: InitSpec
+    format: Literal["gguf", "nvfp4"] = "gguf"
+    init: InitSpec | None = None
+    activations: Switch = False
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.format == "nvfp4":
+            if self.init is not None:
+                reason = "an nvfp4 student starts at the teacher's own weights: leave it out"
+                raise refused(reason, "init")
+            return self
+        if self.init is None:
+            raise refused("is missing", "init")
+        if self.activations:
+            raise refused("only the format nvfp4 has activations of its own", "activations")
+        return self
 
 
 class DataSpec(SpecModel):
@@ -232,15 +248,27 @@ class CheckpointSpec(SpecModel):
 
 
 class ExportSpec(SpecModel):
-    """The file that is made of the trained student; the store has it in any case.
+    """What is made of the trained student; the store has it in any case.
 
     Attributes:
-        to: its format.
-        path: where a copy goes, relative to the current folder.
+        to: a GGUF, or beside it a folder of safetensors as transformers and vLLM read NVFP4.
+        path: where a copy goes, relative to the current folder: a file, or for hf a folder.
     """
 
-    to: Literal["gguf"] = "gguf"
-    path: GgufPath | None = None
+    to: Literal["gguf", "hf"] = "gguf"
+    path: LocalPath | None = None
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> Self:
+        if self.path is None:
+            return self
+        is_file = self.path.suffix == ".gguf"
+        if self.to == "gguf" and not is_file:
+            shown = str(self.path)
+            raise refused(f"must be a path here that ends in .gguf{but_not(shown)}", "path")
+        if self.to == "hf" and is_file:
+            raise refused("is a folder where 'to' is hf, and cannot end in .gguf", "path")
+        return self
 
 
 class QadJob(SpecModel):
@@ -285,8 +313,15 @@ class QadJob(SpecModel):
             raise refused(f"{reason}{but_not(tokens)}", "data", "tokens")
         if self.eval.second_text == self.data.text:
             raise refused("is the training text: give another, or none", "eval", "second_text")
-        if self.student.init.model == self.teacher.model:
+        init = self.student.init
+        if init is not None and init.model == self.teacher.model:
             raise refused("is the teacher itself: there is nothing to win back", "student", "init")
+        if self.student.format == "nvfp4":
+            if self.train.train_head:
+                reason = "an nvfp4 student has the teacher's own head: write false"
+                raise refused(reason, "train", "train_head")
+        elif self.export.to == "hf":
+            raise refused("only nvfp4 students are exported to hf: write gguf", "export", "to")
         if self.export.path is not None:
             place = SourceUri("file", "", str(self.export.path)).resolved(Path())
             for source in self._read():
@@ -296,11 +331,7 @@ class QadJob(SpecModel):
 
     def _read(self) -> list[SourceUri]:
         init = self.student.init
-        named = (
-            self.teacher.model,
-            init.model,
-            init.imatrix,
-            self.data.text,
-            self.eval.second_text,
-        )
+        named: list[object] = [self.teacher.model, self.data.text, self.eval.second_text]
+        if init is not None:
+            named += [init.model, init.imatrix]
         return [each for each in named if isinstance(each, SourceUri)]

@@ -57,6 +57,14 @@ class LaunchStatus:
         return self.attempts[-1] if self.attempts else None
 
 
+def recovers(launches: Iterable[LaunchStatus]) -> bool:
+    """Whether machines that were taken away will be replaced, without anybody's doing."""
+    return any(
+        each.record is not None and each.record.managed and not each.record.down
+        for each in launches
+    )
+
+
 def launches_in(listing: Iterable[ObjectInfo]) -> dict[str, list[str]]:
     """Launch -> its attempts in order of time, from a listing of `launches/`."""
     found: dict[str, list[str]] = {}

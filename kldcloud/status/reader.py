@@ -18,9 +18,11 @@ from kldcloud.pipeline.life import (
     read_driver,
     read_worker,
 )
+from kldcloud.pipeline.qad_runs import is_qad
 from kldcloud.status.committed import READS_IN_FLIGHT
 from kldcloud.status.launch import LaunchStatus, launch_state, launch_status
 from kldcloud.status.progress import ProgressReader, RunProgress
+from kldcloud.status.qad import QadStatus, launches_of, qad_status
 from kldcloud.status.run_files import RunFiles, attempt_started, list_run
 from kldcloud.status.status import Status
 from kldcloud.status.subject import StatusSubject
@@ -47,9 +49,11 @@ class StatusReader:
         self._store = subject.store
         self._run = subject.run
         self._launch = subject.launch
+        self._qad = subject.qad
+        self._qad_launches: list[str] | None = None
         self._progress: ProgressReader | None = None
 
-    def read(self, now: float) -> Status:
+    def read(self, now: float) -> Status | QadStatus:
         """Look once.
 
         Args:
@@ -58,11 +62,16 @@ class StatusReader:
         Raises:
             StoreError: the store could not be read.
         """
+        if self._qad:
+            return self._of_qad(now)
         launches = self._launches([self._launch] if self._launch else [], now)
         runs = [each.run for launch in launches for each in launch.attempts[::-1]]
         self._run = self._run or next(filter(is_part, runs), "")
         if not self._run:
             return self._without_run(launches, now)
+        if self._launch and is_qad(self._store, self._run):
+            self._qad, self._qad_launches = self._run, [self._launch]
+            return self._of_qad(now)
         files = list_run(self._store, self._run)
         drivers = self._drivers(files)
         # An older driver that still works, while a newer one gave up, is the one that matters.
@@ -80,6 +89,12 @@ class StatusReader:
         if state == "running" and driver is not None and is_working(driver, now):
             return self._with_work(status, files, driver, now)
         return status
+
+    def _of_qad(self, now: float) -> QadStatus:
+        if self._qad_launches is None:
+            self._qad_launches = launches_of(self._store, self._qad)
+        launches = self._launches(self._qad_launches, now)
+        return qad_status(self._store, self._qad, now, launches)
 
     def _of_run(
         self,

@@ -17,8 +17,10 @@ from kldcloud.pipeline.life import (
     read_driver,
     read_launch,
 )
+from kldcloud.pipeline.qad_runs import qad_ids
 from kldcloud.status.committed import READS_IN_FLIGHT
 from kldcloud.status.launch import launch_state, launches_in
+from kldcloud.status.qad import qad_status
 from kldcloud.status.run_files import RunFiles, attempt_started, read_plan_note, runs_in
 from kldcloud.status.vitals import judge, plausible
 from kldcloud.store.base import Store
@@ -31,11 +33,11 @@ class RunLine:
 
     Attributes:
         id: the run's, or the launch's.
-        kind: run or launch.
+        kind: run (a sweep's), qad or launch.
         name: the job's, as the run's id has it; empty for a launch.
-        state: see `vitals.judge`.
-        done: candidates' chunks that are committed.
-        total: candidates' chunks in all; None if nobody has said.
+        state: see `vitals.judge`, of a distillation `qad.qad_state`.
+        done: candidates' chunks that are committed, or steps that are trained.
+        total: of these, in all; None if nobody has said.
         started: Unix time in seconds of the first attempt; None if there was none.
         updated: Unix time in seconds of the last sign of life; None if there was none.
     """
@@ -61,15 +63,21 @@ def list_runs(store: Store, now: float) -> list[RunLine]:
         StoreError: the store could not be read.
     """
     runs = runs_in(store.list("runs/"))
+    qads = qad_ids(store)
+    known = {*qads, *(run.run for run in runs)}
     launches = launches_in(store.list("launches/"))
 
     def run_line(run: RunFiles, _: threading.Event) -> RunLine:
         return _run_line(store, run, now)
 
     def launch_line(launch: str, _: threading.Event) -> RunLine | None:
-        return _launch_line(store, launch, launches, {run.run for run in runs}, now)
+        return _launch_line(store, launch, launches, known, now)
+
+    def qad_line(run: str, _: threading.Event) -> RunLine:
+        return _qad_line(store, run, now)
 
     lines = run_in_flight(run_line, runs, width=READS_IN_FLIGHT)
+    lines += run_in_flight(qad_line, qads, width=READS_IN_FLIGHT)
     others = run_in_flight(launch_line, launches, width=READS_IN_FLIGHT)
     lines += [each for each in others if each is not None]
     return sorted(lines, key=lambda each: (each.updated or each.started or 0.0, each.id))
@@ -92,6 +100,20 @@ def _run_line(store: Store, run: RunFiles, now: float) -> RunLine:
         total=plan.measured if plan else None,
         started=attempt_started(min(run.attempts, default="")),
         updated=driver.updated if driver else None,
+    )
+
+
+def _qad_line(store: Store, run: str, now: float) -> RunLine:
+    status = qad_status(store, run, now)
+    return RunLine(
+        id=run,
+        kind="qad",
+        name=run.rpartition("-")[0],
+        state=status.state,
+        done=status.step,
+        total=status.steps,
+        started=status.started,
+        updated=status.updated,
     )
 
 

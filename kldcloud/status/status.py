@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kldcloud.status.launch import LaunchStatus
+from kldcloud.status.launch import LaunchStatus, recovers
 from kldcloud.status.progress import ResultStatus, StageStatus
 from kldcloud.status.vitals import WorkersStatus
 
@@ -63,8 +63,4 @@ class Status:
         """Whether nothing more will happen by itself."""
         if self.state in {"finished", "failed", "out-of-time"}:
             return True
-        recovers = any(
-            each.record is not None and each.record.managed and not each.record.down
-            for each in self.launches
-        )
-        return self.state in {"stopped", "gone"} and not recovers
+        return self.state in {"stopped", "gone"} and not recovers(self.launches)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,8 +15,13 @@ import pytest
 from command_line import Said
 
 from kldcloud.errors import EngineError, KldcloudError
+from kldcloud.pipeline.runs import job_bytes
+from kldcloud.report.summary_file import dump_summary
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.store import open_store
+from tests.cli.test_start import imported_by
 from tests.report.summaries import as_summary, summary_dict
+from tests.status.kept_qads import QAD, KeptQad
 
 Command = Callable[..., Said]
 
@@ -74,7 +81,7 @@ def test_a_launch_trains_and_shows_table_verdict_and_file(
     assert said.out.splitlines()[-2:] == ["held-out: better", "second-text: better"]
     file, again = said.err.splitlines()
     assert file == f"demo-0123abcd in 61 s: {store.uri}/qad/demo-0123abcd/student.gguf"
-    assert again.startswith(f"kldcloud report {summary_dict()['run']} --store {store.uri} --format")
+    assert again.startswith(f"kldcloud report demo-0123abcd --store {store.uri} --format")
 
 
 def test_json_of_a_launch_is_the_summary_and_nothing_else(
@@ -142,7 +149,7 @@ def test_a_launch_is_found_by_its_file(job: Path, command: Command, verb: str) -
     assert command(verb, job).complaint == f"{job} has not been launched on other machines"
 
 
-@pytest.mark.parametrize("verb", ["report", "status", "compare"])
+@pytest.mark.parametrize("verb", ["compare"])
 def test_its_run_is_not_found_by_its_file(job: Path, command: Command, verb: str) -> None:
     more = ("0123",) if verb == "compare" else ()
     assert command(verb, job, *more).complaint == (
@@ -159,3 +166,136 @@ def test_a_job_that_makes_no_sense_is_refused_before_anything_is_opened(
         "--set: data.tokens: must be all or a number of tokens such as 20k, 5M or 1B, not 'few'"
     )
     assert not (job.parent / "store").exists()
+
+
+# What it left in its store
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> KeptQad:
+    """A distillation that has ended, and the sweep that measured it."""
+    kept = KeptQad(open_store(str(tmp_path / "kept")))
+    kept.job()
+    kept.progress(time.time(), stage="finished", step=10)
+    summary = summary_dict()
+    kept.result(sweep=summary["run"])
+    kept.store.write(f"runs/{summary['run']}/summary.json", dump_summary(summary))
+    return kept
+
+
+def in_store(kept: KeptQad, *arguments: object) -> tuple[object, ...]:
+    return (*arguments, "--store", kept.store.uri)
+
+
+def test_its_job_file_its_id_and_a_prefix_find_it(
+    kept: KeptQad, job: Path, command: Command
+) -> None:
+    job.write_bytes(job_bytes(kept.job()))
+    shown = command(*in_store(kept, "status", QAD)).out
+    assert shown.startswith(f"{QAD}  finished")
+    report = command(*in_store(kept, "report", QAD)).out
+    for name in (job, "small-0", "latest"):
+        assert (
+            command(*in_store(kept, "status", name)).out.splitlines()[1:]
+            == (shown.splitlines()[1:])
+        )
+        assert command(*in_store(kept, "report", name)).out == report
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_one_that_was_never_launched_is_not_there(job: Path, command: Command, verb: str) -> None:
+    store = job.parent / "store"
+    assert command(verb, job).complaint == f"no run {job} in {store}; launch the job"
+
+
+def test_a_report_says_what_was_gained_then_how_it_went_then_the_sweeps_table(
+    kept: KeptQad, command: Command
+) -> None:
+    said = command(*in_store(kept, "report", QAD))
+    assert (said.code, said.err) == (0, "")
+    sweep = summary_dict()["run"]
+    title, *lines = said.out.splitlines()
+    assert title == QAD
+    assert " ".join(map(str.strip, lines[:2])) == (
+        "Q4_0-imat-qad is Q4_0-imat after 10 steps of distillation from teacher, 10,240 tokens;"
+        " its file is that of step 5."
+    )
+    assert lines[2:8] == [
+        "held-out: KLD 0.1900 against 0.2500 of Q4_0-imat (-24.0%)",
+        "  step  held-out KLD  same top %",
+        "     0      0.250000       75.00",
+        "     5      0.190000       80.00",
+        "    10      0.200000       79.00",
+        "",
+    ]
+    assert "mean KLD" in said.out
+    # The sweep's own id shows the same.
+    assert command(*in_store(kept, "report", sweep)).out == said.out
+    markdown = command(*in_store(kept, "report", QAD, "--format", "md")).out
+    assert "\n## Training\n\n`Q4_0-imat-qad` is `Q4_0-imat` after 10 steps" in markdown
+    assert "\n| 5 | 0.190000 | 80.00 |\n" in markdown
+    page = command(*in_store(kept, "report", QAD, "--format", "html")).out
+    assert "<td>0.190000</td>" in page
+
+
+def test_json_of_a_report_is_the_sweeps_summary(kept: KeptQad, command: Command) -> None:
+    said = command(*in_store(kept, "report", QAD, "--format", "json"))
+    assert json.loads(said.out) == as_summary(summary_dict()).to_json_dict()
+
+
+def test_a_report_of_one_that_failed_says_so(kept: KeptQad, command: Command) -> None:
+    kept.result(sweep=summary_dict()["run"], failed="Q4_0-imat-qad is worse than Q4_0-imat")
+    assert "\nFailed: Q4_0-imat-qad is worse than Q4_0-imat.\n" in (
+        command(*in_store(kept, "report", QAD)).out
+    )
+
+
+def test_a_report_of_one_that_was_not_trained_says_so(kept: KeptQad, command: Command) -> None:
+    kept.result(sweep=summary_dict()["run"], student="", steps=0, tokens=0, export="", verdict=())
+    assert command(*in_store(kept, "report", QAD)).out.splitlines()[1] == (
+        "Nothing was trained: Q4_0-imat loses less on held-out text than train.skip_below."
+    )
+
+
+def test_a_report_before_the_end_is_refused(kept: KeptQad, command: Command) -> None:
+    expected = f"run {QAD} has no result yet; launch its job again to finish it"
+    kept.result(sweep="../../elsewhere")
+    assert command(*in_store(kept, "report", QAD)).complaint == expected
+    kept.store.delete(f"qad/{QAD}/result.json")
+    assert command(*in_store(kept, "report", QAD)).complaint == expected
+
+
+def test_names_in_a_result_steer_neither_terminal_nor_page(kept: KeptQad, command: Command) -> None:
+    evil = "\x1b]0;owned\x07<script>alert(1)</script>|`" * 20
+    changes = dict.fromkeys(("teacher", "init", "student", "failed"), evil)
+    kept.result(sweep=summary_dict()["run"], verdict=(evil,), **changes)
+    for options in ([], ["--format", "md"]):
+        said = command(*in_store(kept, "report", QAD, *options))
+        assert all(line.isprintable() for line in said.out.splitlines())
+    outside = re.sub("(`+).*?\\1", "", said.out)
+    assert "<script>" not in outside
+    assert "<script>alert" not in command(*in_store(kept, "report", QAD, "--format", "html")).out
+
+
+def test_status_watches_it_to_its_end(kept: KeptQad, command: Command) -> None:
+    said = command(*in_store(kept, "status", QAD, "-w"))
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"{QAD}  finished")
+    found = [
+        json.loads(each)
+        for each in command(*in_store(kept, "status", QAD, "-w", "--json")).out.splitlines()
+    ]
+    assert [(each["kind"], each["state"]) for each in found] == [("qad", "finished")]
+
+
+def test_runs_lists_it(kept: KeptQad, command: Command) -> None:
+    lines = command(*in_store(kept, "runs")).out.splitlines()
+    assert any(line.split()[:5] == [QAD, "finished", "10", "of", "10"] for line in lines)
+    found = json.loads(command(*in_store(kept, "runs", "--json")).out)["runs"]
+    assert {each["id"]: each["kind"] for each in found}[QAD] == "qad"
+
+
+def test_seeing_it_needs_neither_torch_nor_ray_nor_skypilot(kept: KeptQad) -> None:
+    heavy = {"torch", "transformers", "tensorboard", "sky", "ray", "llama_cpp", "boto3"}
+    for verb in (("status", QAD), ("runs",), ("report", QAD)):
+        assert not imported_by(*map(str, in_store(kept, *verb))) & heavy

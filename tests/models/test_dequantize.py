@@ -42,6 +42,8 @@ def random_blocks(type_name: str, count: int) -> npt.NDArray[np.uint8]:
             scale = rng.standard_normal(count) * 10.0 ** rng.uniform(-8, 3, count)
             blocks[:, offset : offset + 2] = scale.astype("<f2")[:, None].view(np.uint8)
         return blocks.reshape(-1)
+    if type_name == "NVFP4":  # every code of a scale is one that ggml reads
+        return rng.integers(0, 256, count * width, dtype=np.uint8)
     numbers = rng.standard_normal(count) * 10.0 ** rng.uniform(-8, 4, count)
     if type_name == "BF16":
         return (numbers.astype("<f4").view("<u4") >> 16).astype("<u2").view(np.uint8)

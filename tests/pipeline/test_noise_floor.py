@@ -13,12 +13,14 @@ from kldcloud.errors import SpecError
 from kldcloud.report.summary_file import Summary
 from kldcloud.spec.job import NOISE_FLOOR
 from kldcloud.spec.load import load_job
+from tests.peer import find_peer, run_peer_base
 from tests.pipeline.sweeps import corpus, facts, sweep
 from tests.tiny_models import TinyPair, tiny_pair
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 
 CHUNKS = 4
+PEER = find_peer()
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,18 @@ def test_a_base_file_cannot_be_measured_again(pair: TinyPair, tmp_path: Path) ->
     content["base"] = {"logits": "some.kld"}
     with pytest.raises(SpecError, match="no model to measure again"):
         load_job(write(tmp_path, content))
+
+
+@pytest.mark.skipif(PEER is None, reason="needs llama-perplexity: make peer")
+def test_what_another_build_comes_to_is_the_base_against_its_base_file(
+    pair: TinyPair, tmp_path: Path
+) -> None:
+    assert PEER is not None
+    base_file = tmp_path / "theirs.kld"
+    run_peer_base(PEER, pair.base, base_file, n_ctx=128, chunks=CHUNKS)
+    outcome = sweep(facts({"logits": str(base_file)}, [pair.base], []), tmp_path / "store")
+    (measured,) = outcome.summary.results
+    assert measured.result is not None
+    # What is left is half a step of the file's codes.
+    assert 0 <= (measured.result.kld.mean.value or 0) < 1e-6
+    assert (measured.result.same_top.value or 0) > 0.99

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kldcloud.models.gguf_header import read_gguf_header
+from kldcloud.qad.progress_file import read_progress
 from kldcloud.report.summary_file import parse_summary
 from kldcloud.store import open_store
 from tests.pipeline.sweeps import TEXT, launch, until
@@ -66,6 +67,8 @@ def test_a_job_ends_with_a_better_file_and_says_by_how_much(
     looks = result["looks"]
     assert [each["step"] for each in looks] == [0, 8, 16, 24]
     assert min(each["kld"] for each in looks[1:]) < looks[0]["kld"]
+    assert (result["init"], result["student"]) == ("Q4_0-imat", "Q4_0-imat-qad")
+    assert result["tokens"] == STEPS * 4 * 64
 
     summary = parse_summary((store / "runs" / result["sweep"] / "summary.json").read_bytes())
     means = {each.candidate: each.result.kld.mean.value for each in summary.results if each.result}
@@ -77,6 +80,14 @@ def test_a_job_ends_with_a_better_file_and_says_by_how_much(
     assert f"held-out: KLD {means['Q4_0-imat-qad']:.4f} against" in line
     assert f"({change:+.1%})" in line
     assert "better by" in line
+
+    progress = read_progress(open_store(str(store)), f"qad/{run.name}")
+    assert progress is not None
+    assert (progress.stage, progress.step, progress.warning) == ("finished", STEPS, "")
+    assert len(list(run.glob("tensorboard/*/events.out.tfevents.*"))) == 1
+    for name in ("report.md", "report.html"):
+        report = (store / "runs" / result["sweep"] / name).read_text()
+        assert f"after {STEPS} steps of distillation" in report
 
     student = run / "student.gguf"
     assert copy.read_bytes() == student.read_bytes()

@@ -10,6 +10,7 @@ import numpy as np
 
 from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.tasks import ModelRef
+from kldcloud.qad.nvfp4_file import quantize_to_nvfp4
 from kldcloud.qad.training import TrainingOrder
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store.digest import sha256_bytes
@@ -27,6 +28,13 @@ def tiny_teacher(folder: Path, architecture: str = "llama", **shape: Any) -> Pat
 def tiny_init(teacher: Path, quant: str = "Q4_0") -> Path:
     """Quantise it, by llama.cpp."""
     return quantized(teacher, sha256_bytes(teacher.read_bytes()), quant)
+
+
+def tiny_nvfp4(teacher: Path) -> Path:
+    """Round its layers to NVFP4."""
+    target = teacher.with_name(f"{teacher.stem}-nvfp4.gguf")
+    quantize_to_nvfp4(teacher, target)
+    return target
 
 
 def order(

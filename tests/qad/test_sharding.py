@@ -14,7 +14,7 @@ from kldcloud.errors import UserError
 from kldcloud.qad.checkpoints import Checkpoint, Checkpoints
 from kldcloud.qad.training import Training
 from kldcloud.store import open_store
-from tests.qad.small_training import order, tiny_init, tiny_teacher
+from tests.qad.small_training import order, tiny_init, tiny_nvfp4, tiny_teacher
 
 TRAIN = {"global_batch": 4, "lr": 1e-4}
 STEPS = 5
@@ -50,10 +50,11 @@ def checkpoint(store: Path, step: int = STEPS) -> Checkpoint:
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("student", ["Q4_0", "NVFP4"])
+def test_two_processes_come_to_what_one_comes_to(tmp_path: Path, student: str) -> None:
     torch.set_num_threads(1)
     teacher = tiny_teacher(tmp_path, layers=1)
-    init = tiny_init(teacher)
+    init = tiny_nvfp4(teacher) if student == "NVFP4" else tiny_init(teacher)
     train(tmp_path / "one", teacher, init)
     alone = checkpoint(tmp_path / "one")
     for name, sharded in (("whole", False), ("spread", True)):

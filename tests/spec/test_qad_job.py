@@ -69,6 +69,20 @@ def test_the_shipped_demo_starts_from_what_it_has_to_beat() -> None:
     assert (job.cluster, job.store) == ("local", "./kldcloud-store")
 
 
+def test_an_nvfp4_student_needs_no_init_and_may_go_into_a_folder() -> None:
+    shipped = job_of(REPOSITORY / "jobs" / "qad-nvfp4.yaml", "export.to=hf", "export.path=a/folder")
+    assert (shipped.student.format, shipped.student.init) == ("nvfp4", None)
+    assert not shipped.student.activations
+    assert (shipped.export.to, shipped.export.path) == ("hf", Path("a/folder"))
+    rough = job_of(REPOSITORY / "jobs" / "qad-nvfp4.yaml", "student.activations=true")
+    assert rough.student.activations
+    assert QadJob.model_validate(rough.model_dump(mode="json")) == rough
+    said = refusal_of(REPOSITORY / "jobs" / "qad-nvfp4.yaml", "train.train_head=true")
+    assert (
+        said == "--set: train.train_head: an nvfp4 student has the teacher's own head: write false"
+    )
+
+
 def test_what_is_left_out_has_the_documented_default() -> None:
     job = QadJob.model_validate(
         {
@@ -220,6 +234,7 @@ def test_a_type_can_be_trained_if_every_tensor_in_its_files_can() -> None:
 SHARE = "must be a share such as 10% or 0.1"
 TOKENS = "data.tokens: must be all or a number of tokens such as 20k, 5M or 1B"
 TYPES = "types that can: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K"
+HF = "only nvfp4 students are exported to hf: write gguf"
 MAPPING = "must be a mapping (indented 'key: value' lines)"
 
 
@@ -274,12 +289,20 @@ MAPPING = "must be a mapping (indented 'key: value' lines)"
         (
             "student:\n",
             "student:\n  format: nvfp4\n",
-            "x.yaml:5: student.format: nvfp4 cannot be trained yet: write gguf",
+            (
+                "x.yaml:6: student.init: an nvfp4 student starts at the teacher's own weights: "
+                "leave it out"
+            ),
+        ),
+        (
+            "student:\n",
+            "student:\n  activations: true\n",
+            "x.yaml:5: student.activations: only the format nvfp4 has activations of its own",
         ),
         (
             "student:\n",
             "student:\n  format: exl3\n",
-            "x.yaml:5: student.format: must be gguf, not 'exl3'",
+            "x.yaml:5: student.format: must be one of gguf, nvfp4, not 'exl3'",
         ),
         ("  init: {quantize: q4_0}", "  init:", "x.yaml:5: student.init: is missing"),
         (
@@ -456,7 +479,13 @@ MAPPING = "must be a mapping (indented 'key: value' lines)"
         ),
         ("keep: 3", "keep: 0", "x.yaml:11: checkpoints.keep: must be at least 1, not 0"),
         ("keep: 3", "keep: 1001", "x.yaml:11: checkpoints.keep: must be at most 1000, not 1001"),
-        ("path: out.gguf", "to: hf", "x.yaml:12: export.to: must be gguf, not 'hf'"),
+        ("path: out.gguf", "to: hf", f"x.yaml:12: export.to: {HF}"),
+        ("path: out.gguf", "to: exl3", "x.yaml:12: export.to: must be one of gguf, hf, not 'exl3'"),
+        (
+            "path: out.gguf",
+            "to: hf, path: out.gguf",
+            "x.yaml:12: export.path: is a folder where 'to' is hf, and cannot end in .gguf",
+        ),
         (
             "path: out.gguf",
             "path: out.bin",
@@ -465,10 +494,7 @@ MAPPING = "must be a mapping (indented 'key: value' lines)"
         (
             "path: out.gguf",
             "path: s3://bucket/out.gguf",
-            (
-                "x.yaml:12: export.path: must be a path here that ends in .gguf, "
-                "not 's3://bucket/out.gguf'"
-            ),
+            ("x.yaml:12: export.path: must be a path here, not 's3://bucket/out.gguf'"),
         ),
         (
             "path: out.gguf",
@@ -503,7 +529,7 @@ def test_an_export_never_overwrites_what_the_job_reads(
     [
         ("train.lr=fast", "--set: train.lr: must be a number, not 'fast'"),
         ("train.lrr=1", "--set: train.lrr: unknown key; did you mean 'lr'?"),
-        ("student.format=nvfp4", "--set: student.format: nvfp4 cannot be trained yet: write gguf"),
+        ("student.format=nvfp5", "--set: student.format: must be one of gguf, nvfp4, not 'nvfp5'"),
         ("kind=sweep", "x.yaml:3: teacher: unknown key; "),
     ],
 )

@@ -3,7 +3,9 @@
 A weight is ``code * block scale * tensor scale``. Tensor scale: the largest magnitude of the tensor
 over 6 * 448 (the largest E2M1 and E4M3 numbers), in float32; block scale: the block's largest
 magnitude over 6 and over the tensor scale, rounded to E4M3. That is the recipe of NVIDIA's Model
-Optimizer and of compressed-tensors.
+Optimizer and of compressed-tensors. Matrices that an engine multiplies as one (queries, keys and
+values; gate and up) can share the tensor scale of the largest weight of them all: vLLM has one for
+the whole product.
 
 All scales are derived again at each step. A block has 15 levels under its largest weight, so a
 scale frozen at the start would clip that weight as soon as it grew; and an export writes all
@@ -26,11 +28,12 @@ from kldcloud.qad.formats.straight_through import refuse_diverged, straight_thro
 
 BLOCK = 16
 """Weights that share a scale."""
+GGUF_BLOCK = 64
+"""Weights of one block of ggml's type 40."""
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _LARGEST_CODE = 6.0
 _LARGEST_SCALE = 448.0
-_GGUF_BLOCK = 64
 
 _NEGLIGIBLE = 2.0**-100
 """A tensor below this everywhere counts as zero: its scale would leave float32's normal range."""
@@ -80,9 +83,9 @@ class PackedNvfp4:
             UserError: a row does not consist of whole blocks of 64.
         """
         codes = self._codes()
-        if codes.shape[1] % _GGUF_BLOCK:
+        if codes.shape[1] % GGUF_BLOCK:
             raise UserError(
-                f"rows of {codes.shape[1]:,} weights are no whole NVFP4 blocks of {_GGUF_BLOCK}"
+                f"rows of {codes.shape[1]:,} weights are no whole NVFP4 blocks of {GGUF_BLOCK}"
             )
         halves = codes.view(-1, 4, 2, 8)
         packed = (halves[:, :, 0] | halves[:, :, 1] << 4).view(-1, 32)
@@ -95,17 +98,24 @@ class PackedNvfp4:
         return pairs.view(len(self.weight_packed), -1)
 
 
-def fake_quantize(w: torch.Tensor) -> torch.Tensor:
+def shared_scale(*weights: torch.Tensor) -> torch.Tensor:
+    """The tensor scale of matrices on one device that have one together: float32 ``[]``."""
+    with torch.no_grad():
+        return _scale_of(torch.stack([_largest(each) for each in weights]).amax())
+
+
+def fake_quantize(w: torch.Tensor, tensor_scale: torch.Tensor | None = None) -> torch.Tensor:
     """What ``pack(w)`` dequantises to, with a straight-through gradient.
 
     Args:
         w: float32, bfloat16 or float16 ``[rows, columns]``; columns a multiple of 16.
+        tensor_scale: from `shared_scale`, of `w` among others; None for that of `w` alone.
 
     Returns:
         float32 ``[rows, columns]``; the arithmetic is float32 whatever the type of `w`.
     """
     _check(w)
-    return straight_through(w, lambda latent: _rounded(latent, None).values().view(w.shape))
+    return straight_through(w, lambda latent: _rounded(latent, tensor_scale).values().view(w.shape))
 
 
 def fake_quantize_activations(x: torch.Tensor, tensor_scale: torch.Tensor) -> torch.Tensor:
@@ -128,11 +138,12 @@ def fake_quantize_activations(x: torch.Tensor, tensor_scale: torch.Tensor) -> to
     return straight_through(x, rounded)
 
 
-def pack(w: torch.Tensor) -> PackedNvfp4:
+def pack(w: torch.Tensor, tensor_scale: torch.Tensor | None = None) -> PackedNvfp4:
     """Quantise a matrix: what a file stores of it.
 
     Args:
         w: as for `fake_quantize`.
+        tensor_scale: as for `fake_quantize`.
 
     Raises:
         EngineError: a weight is not finite.
@@ -140,7 +151,7 @@ def pack(w: torch.Tensor) -> PackedNvfp4:
     _check(w)
     refuse_diverged(w)
     with torch.no_grad():
-        rounded = _rounded(w, None)
+        rounded = _rounded(w, tensor_scale)
         magnitudes = torch.tensor(_E2M1, device=w.device)
         found = torch.searchsorted(magnitudes, rounded.levels.abs(), out_int32=True)
         codes = found.to(torch.uint8) | (rounded.levels < 0).to(torch.uint8) << 3
@@ -172,6 +183,16 @@ def _check(w: torch.Tensor) -> None:
         raise UserError(f"NVFP4 needs rows of whole blocks of {BLOCK}, not {tuple(w.shape)}")
 
 
+def _largest(w: torch.Tensor) -> torch.Tensor:
+    least, most = w.detach().aminmax()
+    return torch.maximum(most, -least).float()
+
+
+def _scale_of(largest: torch.Tensor) -> torch.Tensor:
+    whole = largest / (_LARGEST_CODE * _LARGEST_SCALE)
+    return torch.where(largest < _NEGLIGIBLE, 1.0, whole)
+
+
 def _rounded(w: torch.Tensor, tensor_scale: torch.Tensor | None) -> _Rounded:
     grouped = w.reshape(-1, BLOCK).float()
     levels = grouped.abs()
@@ -179,8 +200,7 @@ def _rounded(w: torch.Tensor, tensor_scale: torch.Tensor | None) -> _Rounded:
     # of a short row four times faster than the largest float.
     largest = levels.view(torch.int32).amax(dim=1, keepdim=True).view(torch.float32)
     if tensor_scale is None:
-        top = largest.amax()
-        tensor_scale = torch.where(top < _NEGLIGIBLE, 1.0, top / (_LARGEST_CODE * _LARGEST_SCALE))
+        tensor_scale = _scale_of(largest.amax())
     # Not left to the cast: E4M3 has no infinity, so an overflow may become the largest or NaN.
     scale = (largest / _LARGEST_CODE / tensor_scale).clamp_(max=_LARGEST_SCALE)
     scale = scale.to(torch.float8_e4m3fn).float()

@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Final
 
 from kldcloud.errors import FormatError
+from kldcloud.qad.result_file import QadResult
 from kldcloud.report.across_corpora import macro_note, macro_rows, rank_warnings
 from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.escaping import printable
@@ -18,6 +19,7 @@ from kldcloud.report.html.markup import Html, data_block, element, foreign, fram
 from kldcloud.report.html.page_charts import PageCharts, page_charts
 from kldcloud.report.html.provenance import provenance
 from kldcloud.report.html.table_rows import macro_table, result_table
+from kldcloud.report.html.training_section import training_section
 from kldcloud.report.html.verdicts import ranking, verdict_list
 from kldcloud.report.html.worst_section import worst_frame, worst_on_page
 from kldcloud.report.profile_shape import Profiles
@@ -30,7 +32,10 @@ _NAME_SHOWN: Final = 120
 
 
 def render_html(
-    summary: Summary, profiles: Profiles | None = None, worst: WorstOfRun | None = None
+    summary: Summary,
+    profiles: Profiles | None = None,
+    worst: WorstOfRun | None = None,
+    training: QadResult | None = None,
 ) -> str:
     """Write a run's report as one HTML file that needs no network.
 
@@ -38,6 +43,7 @@ def render_html(
         summary: the run.
         profiles: where its divergence lies; without them, those charts are left out.
         worst: its worst positions; without them, they are left out.
+        training: the distillation that made one of its candidates, if one did.
 
     Returns:
         The page; the same arguments give the same text, of one version of the chart library.
@@ -58,7 +64,7 @@ def render_html(
     body = joined(
         [
             _header(summary),
-            element("main", *_main(summary, charts, worst)),
+            element("main", *_main(summary, charts, worst, training)),
             _footer(summary),
             data_block(summary.to_json_dict(), id="summary"),
             data_block(profiles.to_json_dict(), id="profiles") if profiles else None,
@@ -133,7 +139,9 @@ def _header(summary: Summary) -> Html:
     )
 
 
-def _main(summary: Summary, charts: PageCharts, worst: WorstOfRun | None) -> Iterator[Html]:
+def _main(
+    summary: Summary, charts: PageCharts, worst: WorstOfRun | None, training: QadResult | None
+) -> Iterator[Html]:
     tables = corpus_tables(summary)
     yield element("section", *_summary(summary, tables), id="results", aria_labelledby="in-short")
     for place, table in enumerate(tables):
@@ -144,6 +152,8 @@ def _main(summary: Summary, charts: PageCharts, worst: WorstOfRun | None) -> Ite
             id=f"corpus-{place}",
             aria_labelledby=f"heading-{place}",
         )
+    if training is not None:
+        yield training_section(training)
     yield element(
         "section",
         element("h2", "How to read this", id="reading"),

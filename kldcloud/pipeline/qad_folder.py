@@ -1,0 +1,58 @@
+"""An NVFP4 student as a folder of safetensors: made, kept in the store, copied where wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from kldcloud.models.cache import cache_folder
+from kldcloud.pipeline.progress import Progress
+from kldcloud.store.base import Store
+
+if TYPE_CHECKING:
+    from kldcloud.qad.checkpoints import Tensors
+    from kldcloud.qad.training import TrainingOrder
+
+FOLDER: Final = "student"
+"""Of the run's keys."""
+
+
+def export_folder(
+    order: TrainingOrder,
+    teacher: Path,
+    weights: Tensors,
+    store: Store,
+    progress: Progress,
+    copy: Path | None,
+) -> None:
+    """Write the folder of a student.
+
+    Args:
+        order: of its training.
+        teacher: the GGUF on this machine.
+        weights: of the checkpoint that is exported.
+        store: gets both files under `FOLDER`.
+        progress: told what was compared.
+        copy: a folder here that gets them too.
+
+    Raises:
+        FormatError: what was written is not what was trained.
+        StoreError: no room for it.
+    """
+    from kldcloud.qad.architectures import map_model
+    from kldcloud.qad.calibration import read_inputs
+    from kldcloud.qad.hf_folder import FILES, copy_folder, export_hf
+    from kldcloud.qad.nvfp4_layers import fused_groups
+
+    inputs = None
+    if order.activations:
+        names = tuple(name for names in fused_groups(map_model(teacher)) for name in names)
+        inputs = read_inputs(store, order.prefix, names)
+    folder = cache_folder("qad", "students") / f"{order.run}-hf"
+    compared = export_hf(teacher, weights, folder, inputs)
+    progress.note(f"{compared:,} weights of its safetensors are what training used")
+    for name in FILES:
+        store.write_new_file(f"{order.prefix}/{FOLDER}/{name}", folder / name)
+    if copy is not None:
+        copy_folder(folder, copy)
+        progress.note(f"copied to {copy}; add the original model's tokenizer files")
