@@ -128,6 +128,5 @@ def _launch_remote(
     if result.failed is not None:
         raise EngineError(result.failed)
     progress.note(
-        f"kldcloud report {summary.run} --store {kept.uri} --format {formats()} "
-        "shows the table again"
+        f"kldcloud report {result.run} --store {kept.uri} --format {formats()} shows it again"
     )

@@ -1,0 +1,47 @@
+"""What other machines trained arrives where a person wants it, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kldcloud.errors import StoreError
+from kldcloud.pipeline.progress import Silent
+from kldcloud.pipeline.qad_copy import copy_folder_from_store, copy_from_store
+from kldcloud.store import open_store
+from kldcloud.store.digest import sha256_bytes
+from tests.report.summaries import as_summary, summary_dict
+
+DATA = b"a student" * 1000
+
+
+def test_a_file_is_found_by_the_digest_that_the_sweep_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KLDCLOUD_CACHE", str(tmp_path / "cache"))
+    store = open_store(str(tmp_path / "store"))
+    facts = summary_dict()
+    student = facts["candidates"][0]
+    student |= {"sha256": sha256_bytes(DATA), "bytes": len(DATA)}
+    target = tmp_path / "out" / "student.gguf"
+    with pytest.raises(StoreError, match="no object models/"):
+        copy_from_store(store, as_summary(facts), student["name"], target, Silent())
+    store.write_new(f"models/{student['sha256']}", DATA)
+    copy_from_store(store, as_summary(facts), student["name"], target, Silent())
+    assert target.read_bytes() == DATA
+    with pytest.raises(StoreError, match="does not say which file nobody is"):
+        copy_from_store(store, as_summary(facts), "nobody", target, Silent())
+
+
+def test_a_folder_comes_file_by_file(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    for name in ("config.json", "model.safetensors"):
+        store.write_new(f"qad/x-1/student/{name}", name.encode() + DATA)
+    target = tmp_path / "out"
+    for _ in range(2):
+        copy_folder_from_store(store, "qad/x-1/student", target, Silent())
+        found = {each.name: each.read_bytes() for each in target.iterdir()}
+        assert found == {
+            name: name.encode() + DATA for name in ("config.json", "model.safetensors")
+        }
