@@ -42,7 +42,7 @@ from kldcloud.store.base import Store
 
 if TYPE_CHECKING:
     from kldcloud.qad.looks import Progressed
-    from kldcloud.qad.training import TrainingOrder
+    from kldcloud.qad.training_order import TrainingOrder
 
 
 @dataclass(frozen=True, slots=True)

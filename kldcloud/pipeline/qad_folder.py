@@ -11,7 +11,7 @@ from kldcloud.store.base import Store
 
 if TYPE_CHECKING:
     from kldcloud.qad.checkpoints import Tensors
-    from kldcloud.qad.training import TrainingOrder
+    from kldcloud.qad.training_order import TrainingOrder
 
 FOLDER: Final = "student"
 """Of the run's keys."""

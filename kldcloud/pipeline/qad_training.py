@@ -25,7 +25,7 @@ from kldcloud.store.digest import sha256_bytes
 
 if TYPE_CHECKING:
     from kldcloud.qad.looks import Progressed
-    from kldcloud.qad.training import TrainingOrder
+    from kldcloud.qad.training_order import TrainingOrder
 
 SCHEMA: Final = "kldcloud.qad/1"
 ID_DIGITS: Final = 12
@@ -43,7 +43,7 @@ def training_order(
     """
     import torch
 
-    from kldcloud.qad.training import TrainingOrder
+    from kldcloud.qad.training_order import TrainingOrder
 
     facts = {
         "schema": SCHEMA,
@@ -85,7 +85,7 @@ def train_to_the_end(
     from kldcloud.clusters.ray_training import train
     from kldcloud.qad.checkpoints import Checkpoints
     from kldcloud.qad.process import forget_refusal, raise_refusal, train_process
-    from kldcloud.qad.training import is_over
+    from kldcloud.qad.training_order import is_over
 
     checkpoints = Checkpoints(store, order.prefix, order.run)
 

@@ -10,7 +10,8 @@ from kldcloud.pipeline.life import new_attempt
 from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.metrics import Metrics
 from kldcloud.qad.progress_file import Telling, first_progress, looked
-from kldcloud.qad.training import StepDone, Training, TrainingOrder
+from kldcloud.qad.training import StepDone, Training
+from kldcloud.qad.training_order import TrainingOrder
 from kldcloud.store.base import Store
 
 

@@ -20,7 +20,7 @@ from kldcloud.staging.stage import canonical_json
 from kldcloud.store.base import Store
 
 if TYPE_CHECKING:
-    from kldcloud.qad.training import TrainingOrder
+    from kldcloud.qad.training_order import TrainingOrder
 
 PROGRESS: Final = "progress.json"
 WORKING: Final = ("loading", "training", "measuring")

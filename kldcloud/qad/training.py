@@ -14,71 +14,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import distributed
 
 from kldcloud.errors import EngineError, UserError
 from kldcloud.pipeline.sources import local_copy
-from kldcloud.pipeline.tasks import ModelRef
-from kldcloud.qad.batches import Batches
 from kldcloud.qad.calibration import CALIBRATION_CHUNKS, calibration
 from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.looks import Look, Progressed
 from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
 from kldcloud.qad.pair import Pair, load_pair
+from kldcloud.qad.schedule import rate_at
 from kldcloud.qad.sharding import like, shard, whole
 from kldcloud.qad.student import NORMS, hidden_states, output_head
+from kldcloud.qad.training_order import Tokens, TrainingOrder, is_over
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store.base import Store
 
 BETAS: Final = (0.9, 0.95)
 _AVERAGES: Final = ("exp_avg", "exp_avg_sq")
-
-Tokens = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingOrder:
-    """All that a training process is told.
-
-    Attributes:
-        run: the run's id.
-        prefix: of the run's keys in the store.
-        teacher: a GGUF, wherever a process is.
-        init: a quantised GGUF of it.
-        tokens: int32 [n, context], the training chunks.
-        heldout: int32 [m, context], those that are looked at on the way.
-        train: how.
-        eval_every: steps between two looks.
-        checkpoint_every: steps between two checkpoints.
-        keep: checkpoints kept, beside the best one.
-        threads: of one process.
-        activations: whether the inputs of an NVFP4 student's matrices are NVFP4 too.
-    """
-
-    run: str
-    prefix: str
-    teacher: ModelRef
-    init: ModelRef
-    tokens: Tokens
-    heldout: Tokens
-    train: TrainSpec
-    eval_every: int
-    checkpoint_every: int
-    keep: int
-    threads: int
-    activations: bool = False
-
-    @property
-    def batches(self) -> Batches:
-        train = self.train
-        return Batches(len(self.tokens), train.global_batch, train.epochs, train.seed)
-
-    @property
-    def tokens_a_step(self) -> int:
-        """Tokens of a whole step, over all processes."""
-        return self.train.global_batch * int(self.tokens.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,34 +259,6 @@ class Training:
                     },
                 }
         self._progressed = checkpoint.progressed
-
-
-def is_over(progressed: Progressed, order: TrainingOrder) -> bool:
-    """Whether there is nothing left to train: all steps are done, or no step promises any gain."""
-    train, best = order.train, progressed.best
-    if progressed.step >= order.batches.steps:
-        return True
-    if best is None:
-        return False
-    if progressed.step == 0:
-        return train.skip_below is not None and best.kld < train.skip_below
-    since = [each for each in progressed.looks if each.step > best.step]
-    return train.patience != "never" and len(since) >= train.patience
-
-
-def rate_at(step: int, total: int, train: TrainSpec) -> float:
-    """Share of the learning rate at a step, counted from 0.
-
-    It rises in a line over the warm-up, whose first step already moves; then it stays, or falls as
-    half a cosine to `final_lr` (Loshchilov and Hutter, arXiv:1608.03983, without restarts).
-    """
-    warm = math.ceil(train.warmup * total)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    if train.schedule == "constant":
-        return 1.0
-    done = (step - warm) / max(total - warm, 1)
-    return train.final_lr + (1 - train.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _check_even(train: TrainSpec, world: int) -> None:

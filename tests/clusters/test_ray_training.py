@@ -17,7 +17,7 @@ from kldcloud.errors import EngineError
 from kldcloud.pipeline.machines import World
 from kldcloud.qad.process import train_process
 from kldcloud.qad.progress_file import read_progress
-from kldcloud.qad.training import TrainingOrder
+from kldcloud.qad.training_order import TrainingOrder
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
 from tests.pipeline.sweeps import descendants

@@ -11,7 +11,7 @@ import numpy as np
 from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.tasks import ModelRef
 from kldcloud.qad.nvfp4_file import quantize_to_nvfp4
-from kldcloud.qad.training import TrainingOrder
+from kldcloud.qad.training_order import TrainingOrder
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store.digest import sha256_bytes
 from tests.qad.tiny_architectures import VOCABULARY, TinyShape, tiny_model

@@ -26,7 +26,8 @@ from kldcloud.qad.nvfp4_layers import fused_groups
 from kldcloud.qad.pair import load_pair
 from kldcloud.qad.student import CODES, HEAD, NORMS, QuantizedLinear, hidden_states, output_head
 from kldcloud.qad.torch_model import load_model
-from kldcloud.qad.training import Tokens, Training
+from kldcloud.qad.training import Training
+from kldcloud.qad.training_order import Tokens
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store import open_store
 from kldcloud.store.base import Store

@@ -19,9 +19,11 @@ from kldcloud.qad.export import changed_codes, export_gguf
 from kldcloud.qad.looks import Look, Progressed
 from kldcloud.qad.loss import KldSum, kld_sum
 from kldcloud.qad.pair import load_pair
+from kldcloud.qad.schedule import rate_at
 from kldcloud.qad.student import CODES, HEAD, NORMS, hidden_states, output_head
 from kldcloud.qad.torch_model import load_model
-from kldcloud.qad.training import DivergedError, StepDone, Training, is_over, rate_at
+from kldcloud.qad.training import DivergedError, StepDone, Training
+from kldcloud.qad.training_order import is_over
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
