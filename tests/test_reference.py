@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from kldcloud.models.amx import extra_buffers_work
 from kldcloud.staging.kld_file import read_kld_chunk, read_kld_header, read_kld_tokens
 from tests.peer import find_peer, run_peer_base, run_peer_kld
 from tests.reference import (
@@ -32,15 +33,20 @@ def scored_logits(
     """The engine's logits of each chunk's scored positions: float32 ``[chunks, rows, V]``."""
     engine = pytest.importorskip("llama_cpp")
     n_ctx = chunks.shape[1]
-    llama = engine.Llama(
-        str(model),
-        n_ctx=n_ctx,
-        n_batch=n_ctx,
-        n_threads=1,
-        logits_all=True,
-        flash_attn=True,
-        verbose=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        params = engine.llama_model_default_params()
+        params.use_extra_bufts = extra_buffers_work()
+        # The binding's own class has no such option.
+        patch.setattr(engine.llama_cpp, "llama_model_default_params", lambda: params)
+        llama = engine.Llama(
+            str(model),
+            n_ctx=n_ctx,
+            n_batch=n_ctx,
+            n_threads=1,
+            logits_all=True,
+            flash_attn=True,
+            verbose=False,
+        )
     found = []
     for chunk in chunks:
         tokens = [BOS_ID, *chunk[1:]] if bos else list(chunk)
