@@ -21,6 +21,7 @@ from kernel import machine
 from kldcloud.cli.terminal import TerminalProgress
 from kldcloud.models.cache import cache_dir
 from kldcloud.pipeline.qad import run_qad
+from kldcloud.report.differences import comparisons, find_pair
 from kldcloud.report.summary_file import Summary
 from kldcloud.spec.cluster import load_cluster
 from kldcloud.spec.load import load_job
@@ -103,14 +104,11 @@ def _row(what: str, seed: int, summary: Summary, corpus: str, seconds: float) ->
 
 def _difference(summary: Summary, corpus: str, imatrix: str, student: str) -> tuple[float, float]:
     """The interval of the student's mean less its init's."""
-    for comparison in summary.comparisons:
-        for pair in comparison.pairs:
-            if comparison.corpus != corpus or {pair.better, pair.worse} != {imatrix, student}:
-                continue
-            low, high = pair.interval95 or (0.0, 0.0)
-            low, high = low or 0.0, high or 0.0
-            return (-high, -low) if pair.better == student else (low, high)
-    return 0.0, 0.0
+    pair = find_pair(comparisons(summary)[corpus], imatrix, student)
+    low, high = (pair and pair.interval95) or (None, None)
+    if pair is None or low is None or high is None:
+        return 0.0, 0.0
+    return (-high, -low) if pair.better == student else (low, high)
 
 
 def _show(row: Row) -> None:

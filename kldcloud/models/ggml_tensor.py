@@ -54,7 +54,7 @@ class GraphNode:
     @property
     def operation(self) -> str:
         """What makes it, such as MUL_MAT."""
-        text: bytes = _base().ggml_op_desc(self._address)
+        text: bytes = ggml_base().ggml_op_desc(self._address)
         return text.decode()
 
     @property
@@ -92,8 +92,8 @@ class GraphNode:
         if self._tensor.type not in kinds:
             raise EngineError(f"the node {self.name} has ggml type {self._tensor.type}")
         # A view may have gaps between its rows: it is copied with them, and the strides skip them.
-        data = np.empty(_base().ggml_nbytes(self._address), np.uint8)
-        _base().ggml_backend_tensor_get(self._address, data.ctypes.data, 0, data.nbytes)
+        data = np.empty(ggml_base().ggml_nbytes(self._address), np.uint8)
+        ggml_base().ggml_backend_tensor_get(self._address, data.ctypes.data, 0, data.nbytes)
         return np.ndarray(
             self.shape, kinds[self._tensor.type], data, strides=tuple(reversed(self._tensor.nb))
         )
@@ -106,7 +106,7 @@ class GraphNode:
         """
         # A prototype of our own: elsewhere the same function gives the text and not its address.
         address_of_name = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-        found = address_of_name(("ggml_get_name", _base()))(self._address)
+        found = address_of_name(("ggml_get_name", ggml_base()))(self._address)
         if found != self._address + _Tensor.name.offset:
             raise EngineError(
                 "this build of llama.cpp lays its tensors out in another way",
@@ -115,8 +115,11 @@ class GraphNode:
 
 
 @cache
-def _base() -> ctypes.CDLL:
+def ggml_base() -> ctypes.CDLL:
+    """Ggml's base library, with the prototypes of what reads a graph's nodes."""
     base = ggml("base")
+    base.ggml_get_name.restype = ctypes.c_char_p
+    base.ggml_get_name.argtypes = [ctypes.c_void_p]
     base.ggml_op_desc.restype = ctypes.c_char_p
     base.ggml_op_desc.argtypes = [ctypes.c_void_p]
     base.ggml_nbytes.restype = ctypes.c_size_t

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kldcloud.errors import EngineError
-from kldcloud.models.llama_library import ggml, llama
+from kldcloud.models.ggml_tensor import ggml_base
+from kldcloud.models.llama_library import llama
 
 _NODE = b"result_norm"
 _F32 = 0
@@ -27,18 +28,7 @@ class StateCapture:
         self._wanted = False
         self._parts: list[npt.NDArray[np.float32]] = []
         self._error: str | None = None
-        base = ggml("base")
-        base.ggml_get_name.restype = ctypes.c_char_p
-        base.ggml_get_name.argtypes = [ctypes.c_void_p]
-        base.ggml_nbytes.restype = ctypes.c_size_t
-        base.ggml_nbytes.argtypes = [ctypes.c_void_p]
-        base.ggml_backend_tensor_get.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_size_t,
-        ]
-        self._base = base
+        self._base = ggml_base()
         self.callback: Any = llama().ggml_backend_sched_eval_callback(self._on_node)
         """The ctypes callback; it lives as long as this object, which must outlive the context."""
 

@@ -118,8 +118,7 @@ def make_plan(
     if job.stop is not None:
         # Which chunks come first and when they are enough decides what is in the summary.
         facts["stop"] = {"rule": STOP_RULE, "order": ORDER_RULE, **job.stop.model_dump()}
-    digest = sha256_bytes(canonical_json(facts))[:ID_DIGITS]
-    run = f"{_slug(job.name)}-{digest}"
+    run = run_id(job.name, facts)
     return SweepPlan(run, prepared, choice, stages, options, engine, mixed, job.llama_compat)
 
 
@@ -134,5 +133,7 @@ def run_shards(store: Store, plan: SweepPlan, corpus: ChunkedCorpus, workers: in
     return list(cut_shards(corpus.count, size, corpus.checkpoints))
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
+def run_id(name: str, facts: Mapping[str, object]) -> str:
+    """A run's id: its job's name, and a digest of everything that determines its numbers."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
+    return f"{slug}-{sha256_bytes(canonical_json(facts))[:ID_DIGITS]}"

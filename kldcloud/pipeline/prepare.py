@@ -199,11 +199,11 @@ def check_conversations(job: SweepJob, progress: Progress) -> None:
     chats = [each for each in job.corpora if each.format == "chat"]
     if chats and _is_here(job.base.model):
         base = _find_base(job, progress, HERE)
-        with _about("base"):
+        with about("base"):
             chat_template_source(base.path)
     for spec in chats:
         if _is_here(spec.text):
-            with _about(f"corpus {spec.name}"):
+            with about(f"corpus {spec.name}"):
                 for _ in read_conversations(HERE.read_text(spec.text, progress)):
                     pass
 
@@ -225,7 +225,7 @@ def _find_base(job: SweepJob, progress: Progress, sources: Sources) -> _Found:
         return _find_model("base", spec.display_name, spec.model, progress, sources)
     if spec.logits is None:
         raise FormatError("the base names neither a model nor logits")
-    with _about("base"):
+    with about("base"):
         path = sources.fetch(spec.logits, progress)
         return _Found(spec.display_name, spec.logits.filename, path, read_kld_header(path))
 
@@ -241,7 +241,7 @@ def _find_candidate(spec: CandidateSpec, progress: Progress, sources: Sources) -
 def _find_model(
     what: str, name: str, uri: SourceUri, progress: Progress, sources: Sources
 ) -> _Found:
-    with _about(what):
+    with about(what):
         path = sources.fetch(uri, progress)
         return _Found(name, uri.filename, path, read_gguf_header(path), sources.origin(uri))
 
@@ -249,15 +249,19 @@ def _find_model(
 def _find_imatrix(
     base: _Found, spec: CandidateSpec, progress: Progress, sources: Sources
 ) -> FoundImatrix:
-    with _about(f"candidate {spec.display_name}"):
+    with about(f"candidate {spec.display_name}"):
         if spec.imatrix is None or isinstance(base.header, KldHeader):
             raise FormatError("there is no model that an importance matrix is of")
         return find_imatrix(spec.imatrix, base.path, base.header, progress, sources)
 
 
 @contextmanager
-def _about(what: str) -> Iterator[None]:
-    """Say which part of the job an error is about."""
+def about(what: str) -> Iterator[None]:
+    """Say which part of the job an error of the block is about.
+
+    Raises:
+        UserError: of the kind that was raised; its hint, or to correct the job.
+    """
     try:
         yield
     except UserError as error:
@@ -306,7 +310,7 @@ def _corpus(
     progress: Progress,
     sources: Sources,
 ) -> ChunkedCorpus:
-    with _about(f"corpus {spec.name}"):
+    with about(f"corpus {spec.name}"):
         text = sources.read_text(spec.text, progress)
         digest = sha256_bytes(text.encode())
         tokens = corpus_tokens(tokenizer, spec, text, progress)

@@ -27,6 +27,7 @@ from kldcloud.pipeline.qad_files import (
 from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usable_gpus
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
+from kldcloud.pipeline.runs import job_bytes
 from kldcloud.pipeline.sweep import ON_ITS_OWN, Launched, mixed_engines, run_sweep, this_machine
 from kldcloud.pipeline.workers import world_for
 from kldcloud.qad.extra import require_extra
@@ -101,11 +102,11 @@ def run_qad(
     sources = launched.sources
     teacher = find_teacher(job, progress, sources)
     texts = qad_texts(job, teacher.path, progress, sources)
-    files = qad_files(job, texts.training, progress, sources)
+    files = qad_files(job, teacher, texts.training, progress, sources)
     world = world_for(cluster, nodes, usable_gpus())
     order = training_order(job, cluster, world, files, texts)
     launched.on_run(order.run)
-    store.write_new(f"{order.prefix}/job.yaml", _job_bytes(job))
+    store.write_new(f"{order.prefix}/job.yaml", job_bytes(job))
     if machines.remote:
         ship_models(files, store, progress)
     progressed = train_to_the_end(order, store, machines, world, progress)
@@ -123,7 +124,7 @@ def run_qad(
         # The run that a launch is known by is the distillation.
         of_sweep = replace(launched, on_run=ON_ITS_OWN.on_run)
         summary = run_sweep(sweep, cluster, store, progress, machines, of_sweep).summary
-        verdict = verdict_of(summary, files.init.name, trained=trained)
+        verdict = verdict_of(summary, files.init.name, _student_name(files) if trained else None)
         result = _result(order, files, progressed, summary, verdict, export)
         write_result(store, order.prefix, result)
         publish_training(store, summary, result)
@@ -236,9 +237,3 @@ def _nothing_trained(job: QadJob, progressed: Progressed) -> str:
         f"nothing is trained: the init loses {first.kld:.4g} nats on held-out text, less than"
         f" train.skip_below of {job.train.skip_below:g}"
     )
-
-
-def _job_bytes(job: QadJob) -> bytes:
-    from kldcloud.pipeline.runs import job_bytes
-
-    return job_bytes(job)

@@ -12,17 +12,19 @@ import numpy as np
 from kldcloud.corpus.chunks import Tokens, cut_chunks
 from kldcloud.errors import UserError
 from kldcloud.models.cache import cache_folder
+from kldcloud.models.engine import Vocabulary
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.imatrix import importance_matrix
 from kldcloud.models.imatrix_file import check_fit, read_imatrix
-from kldcloud.models.llama_tokenizer import TokenizedText, tokenize
+from kldcloud.models.llama_tokenizer import LlamaTokenizer, open_tokenizer
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
 from kldcloud.pipeline.nvfp4_model import nvfp4_model
 from kldcloud.pipeline.options import llama_options
-from kldcloud.pipeline.prepare import HERE
+from kldcloud.pipeline.prepare import HERE, about
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
+from kldcloud.qad.whole_file import whole_file, written
 from kldcloud.spec.qad_job import InitSpec, QadJob
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.spec.uri import SourceUri
@@ -71,36 +73,46 @@ def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) 
         UserError: the text is too short for its parts.
     """
     data = job.data
-    text = sources.read_text(data.text, progress).removesuffix("\n")
+    with about("data.text"):
+        text = sources.read_text(data.text, progress).removesuffix("\n")
+    if job.eval.second_text is not None:
+        # Read again for the sweep; what is not there is said now, not after hours of training.
+        with about("eval.second_text"):
+            sources.read_text(job.eval.second_text, progress)
     split = _line_end(text, round(len(text) * (1 - data.heldout)))
-    train = tokenize(teacher, text[:split])
-    held = tokenize(teacher, text[split:])
+    with open_tokenizer(teacher) as tokenizer:
+        return _parts(job, tokenizer, text, split)
+
+
+def _parts(job: QadJob, tokenizer: LlamaTokenizer, text: str, split: int) -> QadTexts:
+    """The parts of a text whose last one, from `split` on, is held out."""
+    data, vocabulary = job.data, tokenizer.vocabulary
+    train, held = tokenizer.text(text[:split]), tokenizer.text(text[split:])
     wanted = job.eval.chunks
     if wanted == "all":
-        wanted = len(held.tokens) // data.context // 2 - 1
+        wanted = len(held) // data.context // 2 - 1
     # Looks take a part of the held-out text, and leave at least as much of it unseen.
-    share = (wanted + 1) * data.context / max(len(held.tokens), 1)
+    share = (wanted + 1) * data.context / max(len(held), 1)
     if share > 1 / 2:
         raise UserError(
-            f"data.text: its held-out part has {len(held.tokens):,} tokens, too few for"
+            f"data.text: its held-out part has {len(held):,} tokens, too few for"
             f" {wanted} chunks of {data.context} to look at and as many to be measured on",
             hint="give a longer text, a larger data.heldout, or fewer eval.chunks",
         )
     middle = split + _line_end(text[split:], round((len(text) - split) * share))
-    looked = tokenize(teacher, text[split:middle])
-    looks = cut_chunks(looked.tokens, data.context, wanted)
+    looks = cut_chunks(tokenizer.text(text[split:middle]), data.context, wanted)
     limit: int | Literal["all"] = "all"
     if data.tokens != "all":
         limit = max(data.tokens // data.context, 1)
-    training = cut_chunks(train.tokens, data.context, limit)
-    return QadTexts(_bos_first(training, train), _bos_first(looks, looked), text[middle:])
+    training = cut_chunks(train, data.context, limit)
+    return QadTexts(_bos_first(training, vocabulary), _bos_first(looks, vocabulary), text[middle:])
 
 
-def _bos_first(chunks: Tokens, text: TokenizedText) -> Tokens:
+def _bos_first(chunks: Tokens, vocabulary: Vocabulary) -> Tokens:
     """Chunks as the engine evaluates them: where the vocabulary adds BOS, each begins with it."""
-    if text.vocabulary.add_bos:
+    if vocabulary.add_bos:
         chunks = chunks.copy()
-        chunks[:, 0] = text.vocabulary.bos
+        chunks[:, 0] = vocabulary.bos
     return chunks
 
 
@@ -111,25 +123,26 @@ def _line_end(text: str, at: int) -> int:
 
 
 def qad_files(
-    job: QadJob, training: Tokens | None, progress: Progress, sources: Sources
+    job: QadJob, teacher: ModelFile, training: Tokens, progress: Progress, sources: Sources
 ) -> QadFiles:
-    """Find the teacher, and make or find what it is compared with.
+    """Make or find what the teacher is compared with.
 
     Args:
         job: what is wanted.
+        teacher: from `find_teacher`.
         training: int32 [n, context], what an importance matrix is computed from.
         progress: for bars.
         sources: where the job's files are.
     """
-    teacher = find_teacher(job, progress, sources)
     init = job.student.init
     if init is None:
         rounded = nvfp4_model(teacher, progress)
         return QadFiles(teacher, (rounded,), rounded)
     if init.model is not None:
-        path = sources.fetch(init.model, progress)
-        origin = sources.origin(init.model)
-        given = model_file("init", init.model.filename, path, progress, origin)
+        with about("student.init"):
+            path = sources.fetch(init.model, progress)
+            origin = sources.origin(init.model)
+            given = model_file("init", init.model.filename, path, progress, origin)
         return QadFiles(teacher, (), given)
     assert init.quantize is not None  # noqa: S101 - the job has one of the two
     plain = quantize_model(teacher, init.quantize, init.quantize, progress)
@@ -185,10 +198,11 @@ def source_of(model: ModelFile, given: SourceUri | None) -> str:
 def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile:
     """The teacher on this machine, at F16 if its file is quantised itself."""
     spec = job.teacher
-    path = sources.fetch(spec.model, progress)
-    header = read_gguf_header(path)
-    origin = sources.origin(spec.model)
-    found = model_file(spec.display_name, spec.model.filename, path, progress, origin)
+    with about("teacher"):
+        path = sources.fetch(spec.model, progress)
+        header = read_gguf_header(path)
+        origin = sources.origin(spec.model)
+        found = model_file(spec.display_name, spec.model.filename, path, progress, origin)
     convert = spec.convert or ("F16" if _is_quantised(header) else None)
     return found if convert is None else quantize_model(found, convert, found.name, progress)
 
@@ -201,16 +215,16 @@ def _imatrix(
     job: QadJob,
     init: InitSpec,
     teacher: ModelFile,
-    training: Tokens | None,
+    training: Tokens,
     progress: Progress,
     sources: Sources,
 ) -> Path:
     wanted = init.imatrix
     if isinstance(wanted, SourceUri):
-        path = sources.fetch(wanted, progress)
-        check_fit(read_imatrix(path), teacher.header, str(path))
+        with about("student.init.imatrix"):
+            path = sources.fetch(wanted, progress)
+            check_fit(read_imatrix(path), teacher.header, str(path))
         return path
-    assert training is not None  # noqa: S101 - the caller has cut the text
     chunks = training[:IMATRIX_CHUNKS]
     options = llama_options(job.engine, job.engine.threads or os.cpu_count() or 1)
     with progress.bar("importance matrix", len(chunks)) as bar:
@@ -229,9 +243,8 @@ def text_file(text: str) -> Path:
     data = text.encode()
     path = cache_folder("texts", "texts") / f"{sha256_bytes(data)[:32]}.txt"
     if not path.exists():
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_bytes(data)
-        part.replace(path)
+        with whole_file(path) as part, written(path):
+            part.write_bytes(data)
     return path
 
 

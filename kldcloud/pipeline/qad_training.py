@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,22 +12,20 @@ from typing import TYPE_CHECKING, Final
 from kldcloud import __version__
 from kldcloud.errors import KldcloudError, StoreError
 from kldcloud.pipeline.machines import Machines, World
+from kldcloud.pipeline.plan import run_id
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.qad_files import QadFiles, QadTexts, tokens_digest
 from kldcloud.pipeline.work import reference
 from kldcloud.qad.progress_file import end_told, first_progress, read_progress, tell
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.qad_job import QadJob
-from kldcloud.staging.stage import canonical_json
 from kldcloud.store.base import Store
-from kldcloud.store.digest import sha256_bytes
 
 if TYPE_CHECKING:
     from kldcloud.qad.looks import Progressed
     from kldcloud.qad.training_order import TrainingOrder
 
 SCHEMA: Final = "kldcloud.qad/1"
-ID_DIGITS: Final = 12
 _LOOK_EVERY: Final = 1.0
 """Seconds between two looks at how far training is."""
 
@@ -59,7 +56,7 @@ def training_order(
         # Sums over processes are made in another order for another number of them.
         "processes": world.processes,
     }
-    run = f"{_slug(job.name)}-{sha256_bytes(canonical_json(facts))[:ID_DIGITS]}"
+    run = run_id(job.name, facts)
     order = TrainingOrder(
         run=run,
         prefix=f"qad/{run}",
@@ -154,7 +151,3 @@ def usable_gpus() -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "qad"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from kldcloud.errors import EngineError, KldcloudError
-from kldcloud.report.summary_shape import Result, Summary
+from kldcloud.report.differences import comparisons, find_pair
+from kldcloud.report.summary_shape import Pair, Result, Summary
 
 HELD_OUT: Final = "held-out"
 
@@ -25,17 +26,16 @@ class Verdict:
     failed: KldcloudError | None
 
 
-def verdict_of(summary: Summary, init: str, *, trained: bool) -> Verdict:
+def verdict_of(summary: Summary, init: str, student: str | None) -> Verdict:
     """Compare a student with its init.
 
     Args:
-        summary: of the sweep that measured both; the student is the init's name with `-qad`.
+        summary: of the sweep that measured both.
         init: the candidate that it started from.
-        trained: whether there is a student.
+        student: the candidate that was trained; None if nothing was.
     """
-    if not trained:
+    if student is None:
         return Verdict((), None)
-    student = f"{init}-qad"
     lines = tuple(_lines(summary, init, student))
     return Verdict(lines, _failure(summary, init, student))
 
@@ -58,39 +58,36 @@ def _lines(summary: Summary, init: str, student: str) -> Iterator[str]:
 
 
 def _interval(summary: Summary, corpus: str, init: str, student: str) -> str:
-    for comparison in summary.comparisons:
-        if comparison.corpus != corpus:
-            continue
-        for pair in comparison.pairs:
-            if {pair.better, pair.worse} != {init, student} or pair.interval95 is None:
-                continue
-            low, high = pair.interval95
-            if low is None or high is None:
-                return ""
-            if not pair.distinguishable:
-                return "; not distinguishable"
-            better = "better" if pair.better == student else "worse"
-            return f"; {better} by {low:.4f} to {high:.4f} nats (95 %)"
-    return ""
+    pair = _pair(summary, corpus, init, student)
+    if pair is None or pair.interval95 is None:
+        return ""
+    low, high = pair.interval95
+    if low is None or high is None:
+        return ""
+    if not pair.distinguishable:
+        return "; not distinguishable"
+    better = "better" if pair.better == student else "worse"
+    return f"; {better} by {low:.4f} to {high:.4f} nats (95 %)"
 
 
 def _failure(summary: Summary, init: str, student: str) -> KldcloudError | None:
     hint = "the file is kept; try more training text, or another train.lr"
-    for comparison in summary.comparisons:
-        if comparison.corpus != HELD_OUT:
-            continue
-        for pair in comparison.pairs:
-            if {pair.better, pair.worse} != {init, student}:
-                continue
-            if not pair.distinguishable:
-                return EngineError(
-                    f"{student} is not distinguishable from {init} on held-out text",
-                    hint=f"{hint}, or measure more of it (eval.heldout_chunks)",
-                )
-            if pair.better != student:
-                return EngineError(f"{student} is worse than {init} on held-out text", hint=hint)
-            return None
-    return EngineError(f"{student} was not compared with {init} on held-out text", hint=hint)
+    pair = _pair(summary, HELD_OUT, init, student)
+    if pair is None:
+        return EngineError(f"{student} was not compared with {init} on held-out text", hint=hint)
+    if not pair.distinguishable:
+        return EngineError(
+            f"{student} is not distinguishable from {init} on held-out text",
+            hint=f"{hint}, or measure more of it (eval.heldout_chunks)",
+        )
+    if pair.better != student:
+        return EngineError(f"{student} is worse than {init} on held-out text", hint=hint)
+    return None
+
+
+def _pair(summary: Summary, corpus: str, init: str, student: str) -> Pair | None:
+    comparison = comparisons(summary).get(corpus)
+    return None if comparison is None else find_pair(comparison, init, student)
 
 
 def _result(summary: Summary, corpus: str, candidate: str) -> Result | None:

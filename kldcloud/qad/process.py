@@ -6,16 +6,18 @@ that ended training, where trying again would end the same way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from kldcloud.errors import EngineError, KldcloudError
 from kldcloud.qad.progress_file import read_record
-from kldcloud.staging.stage import canonical_json, load_json
+from kldcloud.staging.stage import canonical_json
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
+
+if TYPE_CHECKING:
+    from kldcloud.qad.training_order import TrainingOrder
 
 REFUSED: Final = "refused.json"
 _MOST_BYTES: Final = 64 << 10
@@ -29,11 +31,11 @@ class Refusal:
     hint: str | None
 
 
-def train_process(order: Any, store: str, rank: int, world: int, device: str) -> None:  # noqa: ANN401
+def train_process(order: TrainingOrder, store: str, rank: int, world: int, device: str) -> None:
     """One process of a training run, from its last checkpoint to the end.
 
     Args:
-        order: a `training.TrainingOrder`; its module imports torch, so this one does not name it.
+        order: what to do.
         store: URI of where checkpoints are, and models that are not on this machine.
         rank: which process this is.
         world: how many there are.
@@ -82,14 +84,6 @@ def raise_refusal(store: Store, prefix: str) -> None:
     Raises:
         EngineError: in the words of the process.
     """
-    found = _facts(store, f"{prefix}/{REFUSED}")
-    if found:
-        hint = found.get("hint")
-        raise EngineError(str(found.get("message")), hint=None if hint is None else str(hint))
-
-
-def _facts(store: Store, key: str) -> Mapping[str, Any] | None:
-    if store.size(key) is None:
-        return None
-    found = load_json(store, key)
-    return found if isinstance(found, dict) else None
+    found = read_refusal(store, prefix)
+    if found is not None:
+        raise EngineError(found.message, hint=found.hint)

@@ -172,7 +172,12 @@ def test_where_quantising_loses_little_nothing_is_trained(
     [
         ({"data": {"text": str(TEXT), "context": 8192}}, "too few for 4 chunks of 8192"),
         ({"train": {"global_batch": 400}}, "chunks, fewer than one step of 400"),
-        ({"student": {"init": "missing.gguf"}}, "missing.gguf"),
+        ({"teacher": "/missing.gguf"}, "teacher: /missing.gguf does not exist; correct it in the"),
+        ({"student": {"init": "/missing.gguf"}}, "student.init: /missing.gguf does not exist"),
+        (
+            {"eval": {"second_text": "/missing.txt"}},
+            "eval.second_text: /missing.txt does not exist",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(
