@@ -7,10 +7,9 @@ the folder that it wants for them is one of the driver's machine alone.
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from kldcloud.errors import EngineError
@@ -40,71 +39,56 @@ def train(machines: Machines, world: World, work: Work) -> None:
         EngineError: processes died too often, or Ray could not start them.
     """
     with (
-        machines.room(world) as resources,
+        # Removed once nobody can write to it any more.
         tempfile.TemporaryDirectory(prefix="kld-", ignore_cleanup_errors=True) as folder,
+        machines.room(world) as resources,
     ):
-        # In the main thread Ray Train would take Ctrl-C for itself, and keep it.
-        fitting = _Fitting(world, resources, work, folder)
-        fitting.start()
-        fitting.join()
-    if fitting.error is not None:
-        lines = [each for each in str(fitting.error).splitlines() if each.strip()]
-        raise EngineError(
-            "training processes died: "
-            f"{lines[-1][:300] if lines else type(fitting.error).__name__}",
-            hint="the same command goes on from the last checkpoint",
-        ) from fitting.error
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-
-class _Fitting(threading.Thread):
-    """Ray Train at work.
-
-    Attributes:
-        error: once the thread has ended, why; None if it ended well.
-    """
-
-    def __init__(
-        self, world: World, resources: Mapping[str, float], work: Work, folder: str
-    ) -> None:
-        super().__init__(daemon=True, name="training")
-        self._world, self._resources, self._work = world, resources, work
-        self._folder = folder
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # Not in this process: here Ray Train would take Ctrl-C for itself, and in a thread it
+        # would still be asking Ray for news while Ray ends, for which Ray ends the process.
+        fitting = ray.remote(_fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
         try:
-            self._fit()
-        except Exception as error:  # noqa: BLE001 - the thread's waiter raises it
-            self.error = error
+            ray.get(fitting.remote(world, dict(resources), work, folder))
+        except Exception as error:
+            lines = [each for each in str(error).splitlines() if each.strip()]
+            raise EngineError(
+                f"training processes died: {lines[-1][:300] if lines else type(error).__name__}",
+                hint="the same command goes on from the last checkpoint",
+            ) from error
 
-    def _fit(self) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
 
-        world = self._world
-        TorchTrainer(
-            _in_process,
-            train_loop_config={"work": self._work, "gpus": world.gpus},
-            torch_config=TorchConfig(timeout_s=_PATIENCE_SECONDS),
-            scaling_config=ScalingConfig(
-                num_workers=world.processes,
-                use_gpu=world.gpus,
-                resources_per_worker=dict(self._resources),
+def _fit(world: World, resources: dict[str, float], work: Work, folder: str) -> None:
+    """Ray Train at work, until training has ended."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    TorchTrainer(
+        _in_process,
+        train_loop_config={"work": work, "gpus": world.gpus},
+        torch_config=TorchConfig(timeout_s=_PATIENCE_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=world.processes,
+            use_gpu=world.gpus,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="qad",
+            storage_path=folder,
+            failure_config=FailureConfig(
+                max_failures=MOST_FAILURES, controller_failure_limit=MOST_WAITS
             ),
-            run_config=RunConfig(
-                name="qad",
-                storage_path=self._folder,
-                failure_config=FailureConfig(
-                    max_failures=MOST_FAILURES, controller_failure_limit=MOST_WAITS
-                ),
-            ),
-        ).fit()
+        ),
+    ).fit()
 
 
 def _in_process(config: dict[str, Any]) -> None:
     import ray.train
 
+    # Ray Train has made this a folder in Ray's own: what a killed process leaves goes with that.
+    tempfile.tempdir = str(Path.cwd())
     context = ray.train.get_context()
     device = "cuda" if config["gpus"] else "cpu"
     config["work"](context.get_world_rank(), context.get_world_size(), device)

@@ -127,7 +127,7 @@ def test_ctrl_c_ends_training_and_nothing_is_made_of_half_a_student(
     until(lambda: list(store.glob("qad/*/checkpoints/00000008/state.json")), seconds=120)
     started.signal(signal.SIGINT)
     code, out, errors = started.wait(60)
-    assert (code, out) == (130, "")
+    assert (code, out) == (130, ""), errors
     assert "Traceback" not in errors
     assert not (qad_run(store) / "student.gguf").exists()
     assert not started.ray_folders()
