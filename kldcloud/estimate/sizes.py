@@ -9,7 +9,7 @@ from typing import Final
 from kldcloud.estimate.files import PlannedBase, PlannedCorpus, PlannedModel
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE
 from kldcloud.spec.job import SweepJob
-from kldcloud.staging.choose import COMPRESSION, choose_for_shape, encoding_costs
+from kldcloud.staging.choose import COMPRESSION, choose_encoding, encoding_costs
 from kldcloud.staging.kld_layout import KldHeader
 
 _TOKEN_BYTES: Final = 4
@@ -90,7 +90,7 @@ def stage_sizes(
         return (packed,), "the base is a llama.cpp base file"
     if base.shape is None:
         return (), "the base's vocabulary is unknown"
-    choice = choose_for_shape(job.encoding, base.shape, remote=remote)
+    choice = choose_encoding(job.encoding, base.shape, remote=remote)
     sizes = []
     for name, cost in encoding_costs(base.shape, remote=remote).items():
         hidden = name == "hidden"

@@ -18,9 +18,12 @@ import numpy as np
 from kldcloud.corpus.token_texts import TokenTexts
 from kldcloud.errors import EngineError
 from kldcloud.models.engine import Tokens, Vocabulary
+from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.llama_engine import LlamaOptions, load_model, vocabulary_of
 from kldcloud.models.llama_library import llama, recent_complaints
+from kldcloud.models.tokenizer import no_chat_template
 
+TEMPLATE_KEY: Final = "tokenizer.chat_template"
 _LONGEST_PIECE: Final = 1 << 16
 
 
@@ -38,7 +41,7 @@ class TokenizedText:
 
 
 class LlamaTokenizer:
-    """The tokenizer of a model that is loaded; see `open_tokenizer`.
+    """The tokenizer of a model that is loaded; see `open_llama_tokenizer`.
 
     Attributes:
         vocabulary: what cutting chunks needs to know of it.
@@ -98,6 +101,17 @@ class LlamaTokenizer:
             return ""
         return self._bytes(token).decode(errors="replace")
 
+    def chat_template(self) -> str:
+        """The template that renders conversations.
+
+        Raises:
+            FormatError: if the file's metadata has none.
+        """
+        template = read_gguf_header(self._path).metadata.get(TEMPLATE_KEY)
+        if not isinstance(template, str) or not template.strip():
+            raise no_chat_template(self._path, f" ({TEMPLATE_KEY})")
+        return template
+
     def texts(self) -> TokenTexts:
         """What every token of the vocabulary stands for."""
         size = self.vocabulary.size
@@ -120,7 +134,7 @@ class LlamaTokenizer:
 
 
 @contextmanager
-def open_tokenizer(path: Path) -> Iterator[LlamaTokenizer]:
+def open_llama_tokenizer(path: Path) -> Iterator[LlamaTokenizer]:
     """The tokenizer of a GGUF, for as long as it is open.
 
     Raises:
@@ -135,17 +149,6 @@ def open_tokenizer(path: Path) -> Iterator[LlamaTokenizer]:
         llama().llama_model_free(model)
 
 
-def token_texts(path: Path) -> TokenTexts:
-    """What the tokens of a GGUF's vocabulary stand for.
-
-    Raises:
-        EngineError: if llama.cpp refuses the file.
-        UserError: for a tokenizer that appends EOS.
-    """
-    with open_tokenizer(path) as tokenizer:
-        return tokenizer.texts()
-
-
 def tokenize(path: Path, text: str) -> TokenizedText:
     """Tokenise one text with a GGUF's vocabulary, as llama-perplexity does.
 
@@ -153,5 +156,5 @@ def tokenize(path: Path, text: str) -> TokenizedText:
         EngineError: if llama.cpp refuses the file or the text.
         UserError: for a tokenizer that appends EOS.
     """
-    with open_tokenizer(path) as tokenizer:
+    with open_llama_tokenizer(path) as tokenizer:
         return TokenizedText(tokenizer.text(text), tokenizer.vocabulary)

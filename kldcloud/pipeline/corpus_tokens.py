@@ -8,69 +8,94 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from kldcloud.corpus.chat import read_conversations
 from kldcloud.corpus.chunks import Tokens
 from kldcloud.errors import FormatError
-from kldcloud.models.gguf_header import read_gguf_header
-from kldcloud.models.llama_tokenizer import open_tokenizer, tokenize
+from kldcloud.models.tokenizer import Tokenizer, open_tokenizer
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.job import CorpusSpec
 
-TEMPLATE_KEY: Final = "tokenizer.chat_template"
 
-
-def corpus_tokens(model: Path, spec: CorpusSpec, text: str, progress: Progress) -> Tokens:
+def corpus_tokens(
+    tokenizer: Tokenizer, spec: CorpusSpec, text: str, progress: Progress, template: str = ""
+) -> Tokens:
     """The tokens of a whole corpus, before it is cut.
 
     Args:
-        model: the base's GGUF: its tokenizer, and its chat template where one is needed.
+        tokenizer: of a model that is measured on it.
         spec: says what the text is.
         text: the content of the file that the corpus names.
         progress: told of conversations as they are rendered.
+        template: the base's chat template, which renders conversations for all; where it is
+            empty, the tokenizer's own.
 
     Returns:
         int32 [n]; conversations follow one another, each as llama.cpp's server reads it.
 
     Raises:
         UserError: for a text that is not of the corpus's format or that the template does not take.
-        EngineError: if llama.cpp refuses the model or the text.
+        EngineError: if the tokenizer refuses the text.
     """
     if spec.format == "chat":
-        return _chat_tokens(model, spec.name, text, progress)
+        return _chat_tokens(tokenizer, template or tokenizer.chat_template(), spec, text, progress)
     # llama-perplexity drops one newline at the end of its -f file; so must we, to cut alike.
-    return tokenize(model, text.removesuffix("\n")).tokens
+    return tokenizer.text(text.removesuffix("\n"))
 
 
-def chat_template_source(model: Path) -> str:
-    """The chat template in a GGUF's metadata.
+def check_chat_template(model: Path) -> None:
+    """See that a model has a chat template.
 
     Raises:
         FormatError: if it has none.
     """
-    template = read_gguf_header(model).metadata.get(TEMPLATE_KEY)
-    if not isinstance(template, str) or not template.strip():
-        raise FormatError(
-            f"{model} has no chat template ({TEMPLATE_KEY}) to render conversations with",
-            hint="take an instruction-tuned base that has one, or render the conversations "
-            "yourself and give them as a text",
-        )
-    return template
+    with open_tokenizer(model) as tokenizer:
+        tokenizer.chat_template()
 
 
-def _chat_tokens(model: Path, name: str, text: str, progress: Progress) -> Tokens:
+def check_same_tokens(base: Tokens, other: Tokens, name: str, tokenizer: Tokenizer) -> None:
+    """See that two models cut a text into the same tokens.
+
+    Args:
+        base: int32 [n], the base's.
+        other: int32 [m], the other model's.
+        name: of the other model.
+        tokenizer: of the other model, for the words of the error.
+
+    Raises:
+        FormatError: they do not; the first token that differs is named.
+    """
+    both = min(len(base), len(other))
+    differ = np.flatnonzero(base[:both] != other[:both])
+    if not differ.size and len(base) == len(other):
+        return
+    at = int(differ[0]) if differ.size else both
+    texts = tokenizer.texts()
+
+    def said(tokens: Tokens) -> str:
+        if at >= len(tokens):
+            return "the end"
+        token = int(tokens[at])
+        text = texts.alone(token) if token < len(texts.pieces) else ""
+        return f"{token} {text!r}"
+
+    raise FormatError(
+        f"candidate {name} cuts the text differently: token {at:,} is {said(base)} for the base "
+        f"and {said(other)} for {name}",
+        hint="only models with the base's tokenizer can be compared with it",
+    )
+
+
+def _chat_tokens(
+    tokenizer: Tokenizer, source: str, spec: CorpusSpec, text: str, progress: Progress
+) -> Tokens:
     # jinja is not needed to start, nor for a job without conversations.
     from kldcloud.models.chat_template import ChatTemplate
 
-    source = chat_template_source(model)
     parts: list[Tokens] = []
-    with (
-        open_tokenizer(model) as tokenizer,
-        progress.bar(f"rendering {name}", text.count("\n")) as bar,
-    ):
+    with progress.bar(f"rendering {spec.name}", text.count("\n")) as bar:
         template = ChatTemplate(source, bos=tokenizer.bos, eos=tokenizer.eos)
         at = 0
         for conversation in read_conversations(text):

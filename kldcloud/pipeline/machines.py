@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ class NodeFacts:
         memory: bytes free.
         gpus: NVIDIA GPUs.
         engine: version, backend and instruction set of its llama.cpp.
+        libraries: versions of torch and transformers where they are installed, and the GPUs'
+            names.
     """
 
     name: str
@@ -32,6 +34,7 @@ class NodeFacts:
     memory: int
     gpus: int
     engine: Mapping[str, str]
+    libraries: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +147,29 @@ class Machines(Protocol):
 def this_node(name: str = "") -> NodeFacts:
     """The facts of the machine that this runs on."""
     from kldcloud.models.llama_library import build_facts
+    from kldcloud.models.transformers_library import library_versions
 
+    gpus = _gpu_names()
+    kinds = " + ".join(sorted(set(gpus)))
     return NodeFacts(
         name=name,
         host=socket.gethostname(),
         cores=len(os.sched_getaffinity(0)),
         memory=os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        gpus=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
+        gpus=len(gpus),
         engine=build_facts(),
+        libraries=library_versions() | ({"GPUs": kinds} if kinds else {}),
     )
+
+
+def _gpu_names() -> list[str]:
+    """One an NVIDIA GPU, as its driver says; no library has to be loaded for it."""
+    names = []
+    for folder in Path("/proc/driver/nvidia/gpus").glob("*"):
+        try:
+            lines = (folder / "information").read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        found = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+        names.append(found[0] if found else "GPU")
+    return names

@@ -1,14 +1,21 @@
-"""Model files on this machine, with what a run must know of them; and those made by quantising."""
+"""Models on this machine, with what a run must know of them; and those made by quantising."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final, TypeAlias
 
 from kldcloud.models.digests import model_sha256
+from kldcloud.models.folder_digest import folder_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.progress import Progress
+from kldcloud.spec.recipes import RECIPES, Recipe
+
+_MATRIX: Final = 2
+"""Dimensions of what linear layers multiply by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,86 @@ class ModelFile:
     sha256: str
     header: GgufHeader
     origin: str = ""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens, V."""
+        return self.header.vocabulary_size
+
+    @property
+    def bytes(self) -> int:
+        """Of the file."""
+        return self.header.file_bytes
+
+    @property
+    def parameters(self) -> int:
+        """Weights in all tensors."""
+        return self.header.parameters
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits a weight over all tensors."""
+        return self.header.bits_per_weight
+
+
+@dataclass(frozen=True, slots=True)
+class FolderModel:
+    """A folder of safetensors on this machine.
+
+    Attributes:
+        name: what reports and keys call it.
+        file: the folder's or repository's name that people know it by.
+        sha256: of all files that decide its logits and tokens.
+        origin: the URI that any machine can fetch it from; empty if there is none.
+        recipe: how it is quantised while it is loaded; empty for as it is.
+    """
+
+    name: str
+    file: str
+    path: Path
+    sha256: str
+    folder: ModelFolder
+    origin: str = ""
+    recipe: str = ""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens, V."""
+        return self.folder.vocabulary_size
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors, as they are stored or as the recipe leaves them."""
+        stored = self.folder.tensor_bytes
+        return stored if not self.recipe else int(stored - self._saved(RECIPES[self.recipe]))
+
+    @property
+    def parameters(self) -> int | None:
+        """Weights in all tensors; None where several are packed into one number."""
+        if self.folder.quantization is not None:
+            return None
+        return sum(tensor.elements for tensor in self.folder.tensors)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Stored bits a weight over all tensors; None where their number is not known."""
+        parameters = self.parameters
+        return 8 * self.bytes / parameters if parameters else None
+
+    def _saved(self, recipe: Recipe) -> float:
+        """Bytes by which a recipe makes the matrices of linear layers smaller."""
+        head = self.folder.head
+        return sum(
+            tensor.nbytes - recipe.weight_bytes(*tensor.shape)
+            for tensor in self.folder.tensors
+            if len(tensor.shape) == _MATRIX
+            and (head is None or tensor.name != head.tensor.name)
+            and "embed" not in tensor.name
+        )
+
+
+Model: TypeAlias = ModelFile | FolderModel
+"""What a sweep measures."""
 
 
 def quantize_model(
@@ -63,3 +150,22 @@ def model_file(name: str, file: str, path: Path, progress: Progress, origin: str
     with progress.bar(f"hashing {file}", header.file_bytes) as bar:
         digest = model_sha256(path, bar.advance)
     return ModelFile(name, file, path, digest, header, origin)
+
+
+def folder_model(
+    name: str, file: str, path: Path, progress: Progress, origin: str = ""
+) -> FolderModel:
+    """Look at a folder's headers and hash it; arguments as attributes of `FolderModel`.
+
+    Raises:
+        FormatError: it is no whole model in safetensors.
+    """
+    folder = read_model_folder(path)
+    with progress.bar(f"hashing {file}", folder.tensor_bytes) as bar:
+        digest = folder_sha256(path, bar.advance)
+    return FolderModel(name, file, path, digest, folder, origin)
+
+
+def with_recipe(base: FolderModel, recipe: str, name: str) -> FolderModel:
+    """The same folder, quantised while it is loaded."""
+    return replace(base, name=name, file=f"{base.file}+{recipe}", recipe=recipe)

@@ -1,11 +1,81 @@
-"""A job's engine options as the engine takes them."""
+"""A job's engine options as engines take them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from kldcloud.models.llama_engine import LlamaOptions
-from kldcloud.spec.engine import EngineOptions
+from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
+from kldcloud.pipeline.model_files import FolderModel, Model
+from kldcloud.spec.engine import EngineOptions, TransformersSpec
+
+EngineSettings: TypeAlias = LlamaOptions | TransformersOptions
+"""How one model is run; its class says by which engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """How a launch runs models: GGUF files on llama.cpp, folders of safetensors on transformers.
+
+    Attributes:
+        llama: for every GGUF.
+        transformers: what the job says for folders.
+        threads: that torch divides an operation among.
+    """
+
+    llama: LlamaOptions
+    transformers: TransformersSpec = TransformersSpec()
+    threads: int = 1
+
+    def of(self, model: Model) -> EngineSettings:
+        """How a model is run.
+
+        Raises:
+            UserError: it needs transformers, which is not installed.
+        """
+        if not isinstance(model, FolderModel):
+            return self.llama
+        said, device = self.transformers, torch_device(self.transformers)
+        return TransformersOptions(
+            dtype=resolved_dtype(said.dtype, model.folder.dtype or "", device),
+            device=device,
+            attention=said.attention,
+            head=said.head,
+            threads=self.threads,
+            recipe=model.recipe,
+            offload=said.offload,
+        )
+
+
+def engines(engine: EngineOptions, threads: int) -> Engines:
+    """How models are run on `threads` threads."""
+    # Only a person's choice: torch's sums depend on the number, and no run may on the machine's.
+    return Engines(llama_options(engine, threads), engine.transformers, engine.threads or 1)
+
+
+def uses_gpu(engine: EngineOptions, *, folders: bool) -> bool:
+    """Whether workers need GPUs of their own.
+
+    Args:
+        engine: the job's options, with the cluster's in their place.
+        folders: whether transformers runs any model.
+    """
+    return engine.n_gpu_layers != 0 or (folders and torch_device(engine.transformers) != "cpu")
+
+
+def torch_device(said: TransformersSpec) -> str:
+    """cpu or cuda.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
+    if said.device != "auto":
+        return said.device
+    from kldcloud.models.transformers_library import cuda_device
+
+    return "cuda" if cuda_device() else "cpu"
 
 
 def llama_options(engine: EngineOptions, threads: int) -> LlamaOptions:

@@ -17,10 +17,13 @@ from kldcloud.corpus.order import ORDER_RULE
 from kldcloud.divergence.kernel import NUMERICS_VERSION
 from kldcloud.divergence.sequential import STOP_RULE
 from kldcloud.errors import FormatError
-from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.models.transformers_options import TransformersOptions
+from kldcloud.pipeline.model_files import FolderModel, Model, ModelFile
+from kldcloud.pipeline.options import Engines
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, PreparedSweep
 from kldcloud.pipeline.stage_base import kld_identity
-from kldcloud.staging.choose import EncodingChoice, choose_encoding
+from kldcloud.staging.choose import BaseShape, EncodingChoice, choose_encoding
+from kldcloud.staging.folder_head import shape_of_folder
 from kldcloud.staging.stage import StageIdentity, agree_on_json, canonical_json
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
@@ -38,8 +41,9 @@ class SweepPlan:
         run: the run's id.
         choice: the base stage's encoding and why.
         stages: one identity a corpus, in order.
-        options: how models are evaluated, without thread counts.
-        engine: the fingerprint of that, and of the machines where they differ.
+        engines: how models are run.
+        engine: the fingerprint of what runs the base (for a .kld file, the candidates), and of the
+            machines where they differ.
         mixed: that last part of it.
     """
 
@@ -47,7 +51,7 @@ class SweepPlan:
     prepared: PreparedSweep
     choice: EncodingChoice
     stages: tuple[StageIdentity, ...]
-    options: LlamaOptions
+    engines: Engines
     engine: Mapping[str, str]
     mixed: Mapping[str, str]
     llama_compat: bool
@@ -65,7 +69,7 @@ class SweepPlan:
 
 def make_plan(
     prepared: PreparedSweep,
-    options: LlamaOptions,
+    engines: Engines,
     *,
     remote: bool,
     force_logits: str | None = None,
@@ -75,7 +79,7 @@ def make_plan(
 
     Args:
         prepared: what is measured.
-        options: the engine's.
+        engines: how models are run.
         remote: whether the store is reached over a network.
         force_logits: why hidden states were found unfit, if they were.
         mixed: what differs between machines that were allowed to differ.
@@ -86,8 +90,9 @@ def make_plan(
     elif force_logits is not None:
         choice = EncodingChoice("logits", force_logits)
     else:
-        choice = choose_encoding(job.encoding, base.header, remote=remote)
-    engine = options.fingerprint() | dict(mixed)
+        choice = choose_encoding(job.encoding, _shape(base, engines), remote=remote)
+    first = prepared.candidates[0] if isinstance(base, KldBase) else base
+    engine = engines.of(first).fingerprint() | dict(mixed)
     stages = tuple(
         kld_identity(base, corpus)
         if isinstance(base, KldBase)
@@ -113,13 +118,39 @@ def make_plan(
         "engine": engine,
         "llama_compat": job.llama_compat,
     }
+    others = other_engines(prepared, engines, engine)
+    if others:
+        facts["engines"] = others
     if job.noise_floor:
         facts["noise_floor"] = True
     if job.stop is not None:
         # Which chunks come first and when they are enough decides what is in the summary.
         facts["stop"] = {"rule": STOP_RULE, "order": ORDER_RULE, **job.stop.model_dump()}
     run = run_id(job.name, facts)
-    return SweepPlan(run, prepared, choice, stages, options, engine, mixed, job.llama_compat)
+    return SweepPlan(run, prepared, choice, stages, engines, engine, mixed, job.llama_compat)
+
+
+def other_engines(
+    prepared: PreparedSweep, engines: Engines, engine: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Fingerprints of candidates that are not run as the base is, by name: what differs in them."""
+    found = {}
+    for candidate in prepared.candidates:
+        its = engines.of(candidate).fingerprint()
+        differs = {key: value for key, value in its.items() if engine.get(key) != value}
+        if differs:
+            found[candidate.name] = differs
+    return found
+
+
+def _shape(base: Model, engines: Engines) -> BaseShape:
+    """What the choice of an encoding depends on."""
+    settings = engines.of(base)
+    if isinstance(base, FolderModel) and isinstance(settings, TransformersOptions):
+        return shape_of_folder(base.folder, settings)
+    if isinstance(base, ModelFile):
+        return BaseShape.of(base.header)
+    raise FormatError(f"{base.path} has no engine")
 
 
 def run_shards(store: Store, plan: SweepPlan, corpus: ChunkedCorpus, workers: int) -> list[Shard]:

@@ -17,18 +17,32 @@ from kldcloud.divergence.checkpoints import checkpoints
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
-from kldcloud.pipeline.corpus_tokens import chat_template_source, corpus_tokens
+from kldcloud.models.model_folder import ModelFolder, read_model_folder
+from kldcloud.models.tokenizer import open_tokenizer
+from kldcloud.pipeline.corpus_tokens import (
+    check_chat_template,
+    check_same_tokens,
+    corpus_tokens,
+)
 from kldcloud.pipeline.imatrices import (
     FoundImatrix,
     find_imatrix,
     made_imatrix,
     warn_of_flattery,
 )
-from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
+from kldcloud.pipeline.model_files import (
+    FolderModel,
+    Model,
+    folder_model,
+    model_file,
+    quantize_model,
+    with_recipe,
+)
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
 from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.job import NOISE_FLOOR, CandidateSpec, CorpusSpec, SweepJob
+from kldcloud.spec.recipes import RECIPES
 from kldcloud.spec.stop import StopSpec
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.kld_file import KldHeader, read_kld_header, read_kld_tokens
@@ -98,12 +112,12 @@ class PreparedSweep:
     """Everything that a sweep measures, found and checked."""
 
     job: SweepJob
-    base: ModelFile | KldBase
-    candidates: tuple[ModelFile, ...]
+    base: Model | KldBase
+    candidates: tuple[Model, ...]
     corpora: tuple[ChunkedCorpus, ...]
 
     @property
-    def measured(self) -> tuple[ModelFile, ...]:
+    def measured(self) -> tuple[Model, ...]:
         """What is measured against the base stage: candidates, then perhaps the base itself."""
         if not self.job.noise_floor or isinstance(self.base, KldBase):
             return self.candidates
@@ -113,11 +127,16 @@ class PreparedSweep:
     def vocabulary(self) -> int:
         if isinstance(self.base, KldBase):
             return self.base.header.n_vocab
-        return self.base.header.vocabulary_size
+        return self.base.vocabulary
+
+    @property
+    def has_folders(self) -> bool:
+        """Whether transformers runs any of it."""
+        return any(isinstance(each, FolderModel) for each in (self.base, *self.candidates))
 
     @property
     def tokenizer(self) -> Path:
-        """A GGUF with the vocabulary that all share."""
+        """A model with the vocabulary that all share."""
         return self.candidates[0].path if isinstance(self.base, KldBase) else self.base.path
 
 
@@ -128,7 +147,7 @@ class _Found:
     name: str
     file: str
     path: Path
-    header: GgufHeader | KldHeader
+    header: GgufHeader | KldHeader | ModelFolder
     origin: str = ""
 
     @property
@@ -136,6 +155,11 @@ class _Found:
         if isinstance(self.header, KldHeader):
             return self.header.n_vocab
         return self.header.vocabulary_size
+
+    @property
+    def tokenizer(self) -> str:
+        """What two models with the same one have in common; empty where nothing says so."""
+        return self.header.tokenizer_sha256 if isinstance(self.header, ModelFolder) else ""
 
 
 def prepare(
@@ -164,7 +188,8 @@ def prepare(
         for spec in job.candidates
         if spec.imatrix is not None
     }
-    base, corpora = _make_base(job, source, progress, sources)
+    _check_quants(source, job)
+    base, corpora = _make_base(job, source, found, progress, sources)
     warn_of_flattery(imatrices, {each.text_sha256: each.name for each in corpora}, progress)
     engine = engine or job.engine
     candidates = tuple(
@@ -200,7 +225,7 @@ def check_conversations(job: SweepJob, progress: Progress) -> None:
     if chats and _is_here(job.base.model):
         base = _find_base(job, progress, HERE)
         with about("base"):
-            chat_template_source(base.path)
+            check_chat_template(base.path)
     for spec in chats:
         if _is_here(spec.text):
             with about(f"corpus {spec.name}"):
@@ -214,9 +239,9 @@ def _is_here(uri: SourceUri | None) -> bool:
 
 def prepare_base(
     job: SweepJob, progress: Progress
-) -> tuple[ModelFile | KldBase, tuple[ChunkedCorpus, ...]]:
+) -> tuple[Model | KldBase, tuple[ChunkedCorpus, ...]]:
     """The base and its corpora alone: enough to plan, and no candidate is made for it."""
-    return _make_base(job, _find_base(job, progress, HERE), progress, HERE)
+    return _make_base(job, _find_base(job, progress, HERE), (), progress, HERE)
 
 
 def _find_base(job: SweepJob, progress: Progress, sources: Sources) -> _Found:
@@ -243,15 +268,16 @@ def _find_model(
 ) -> _Found:
     with about(what):
         path = sources.fetch(uri, progress)
-        return _Found(name, uri.filename, path, read_gguf_header(path), sources.origin(uri))
+        header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
+        return _Found(name, uri.filename, path, header, sources.origin(uri))
 
 
 def _find_imatrix(
     base: _Found, spec: CandidateSpec, progress: Progress, sources: Sources
 ) -> FoundImatrix:
     with about(f"candidate {spec.display_name}"):
-        if spec.imatrix is None or isinstance(base.header, KldHeader):
-            raise FormatError("there is no model that an importance matrix is of")
+        if spec.imatrix is None or not isinstance(base.header, GgufHeader):
+            raise FormatError("there is no GGUF that an importance matrix is of")
         return find_imatrix(spec.imatrix, base.path, base.header, progress, sources)
 
 
@@ -270,41 +296,88 @@ def about(what: str) -> Iterator[None]:
 
 
 def _make_base(
-    job: SweepJob, source: _Found, progress: Progress, sources: Sources
-) -> tuple[ModelFile | KldBase, tuple[ChunkedCorpus, ...]]:
+    job: SweepJob,
+    source: _Found,
+    candidates: Sequence[_Found | None],
+    progress: Progress,
+    sources: Sources,
+) -> tuple[Model | KldBase, tuple[ChunkedCorpus, ...]]:
     """The base and its chunks; the texts come first, for they are refused in seconds."""
     if isinstance(source.header, KldHeader):
         with progress.bar(f"hashing {source.file}", source.header.expected_bytes) as bar:
             digest = model_sha256(source.path, bar.advance)
         kld = KldBase(source.name, source.file, source.path, digest, source.header)
         return kld, (_corpus_of_file(job, kld),)
-    corpora = tuple(_corpus(source.path, spec, job.stop, progress, sources) for spec in job.corpora)
-    base = model_file(source.name, source.file, source.path, progress, source.origin)
+    others = [each for each in candidates if each is not None and _may_cut_otherwise(source, each)]
+    corpora = tuple(_corpus(source, others, spec, job.stop, progress, sources) for spec in job.corpora)
+    base = _as_model(source, progress)
     if job.base.convert is not None:
+        if isinstance(base, FolderModel):
+            raise FormatError(
+                "base: convert is for GGUF files",
+                hint="leave it out, and say engine.transformers.dtype",
+            )
         base = quantize_model(base, job.base.convert, base.name, progress)
     return base, corpora
 
 
+def _as_model(found: _Found, progress: Progress) -> Model:
+    make = folder_model if isinstance(found.header, ModelFolder) else model_file
+    return make(found.name, found.file, found.path, progress, found.origin)
+
+
 def _make_candidate(
-    base: ModelFile | KldBase,
+    base: Model | KldBase,
     found: _Found | None,
     spec: CandidateSpec,
     imatrix: FoundImatrix | None,
     engine: EngineOptions,
     progress: Progress,
-) -> ModelFile:
+) -> Model:
     if found is not None:
-        return model_file(found.name, found.file, found.path, progress, found.origin)
+        return _as_model(found, progress)
     if spec.quantize is None or isinstance(base, KldBase):
         raise FormatError(f"candidate {spec.display_name} names no model")
+    if isinstance(base, FolderModel):
+        return with_recipe(base, spec.quantize, spec.display_name)
     made = None
     if imatrix is not None:
         made = made_imatrix(imatrix, base.path, base.sha256, engine, progress)
     return quantize_model(base, spec.quantize, spec.display_name, progress, made)
 
 
+def _check_quants(base: _Found, job: SweepJob) -> None:
+    """See that what is quantised here is what the base can be quantised to."""
+    folder = isinstance(base.header, ModelFolder)
+    for spec in job.candidates:
+        if spec.quantize is None or (spec.quantize in RECIPES) is folder:
+            continue
+        if folder:
+            raise UserError(
+                f"candidate {spec.display_name}: llama.cpp quantises GGUF files, and the base is a "
+                "folder of safetensors",
+                hint=f"take one of {', '.join(RECIPES)}, or give a GGUF as 'model'",
+            )
+        raise UserError(
+            f"candidate {spec.display_name}: {spec.quantize} is for a base in safetensors, and the "
+            "base is a GGUF",
+            hint="take a type of llama.cpp's, or a base in safetensors",
+        )
+
+
+def _may_cut_otherwise(base: _Found, other: _Found) -> bool:
+    """Whether two models' tokenizers have to be compared by what they make of the texts.
+
+    Of two GGUF files only the vocabularies' sizes are compared: one is commonly made of the other.
+    """
+    if isinstance(base.header, GgufHeader) and isinstance(other.header, GgufHeader):
+        return False
+    return not base.tokenizer or base.tokenizer != other.tokenizer
+
+
 def _corpus(
-    tokenizer: Path,
+    base: _Found,
+    others: Sequence[_Found],
     spec: CorpusSpec,
     stop: StopSpec | None,
     progress: Progress,
@@ -313,8 +386,14 @@ def _corpus(
     with about(f"corpus {spec.name}"):
         text = sources.read_text(spec.text, progress)
         digest = sha256_bytes(text.encode())
-        tokens = corpus_tokens(tokenizer, spec, text, progress)
+        with open_tokenizer(base.path) as tokenizer:
+            tokens = corpus_tokens(tokenizer, spec, text, progress)
+            template = tokenizer.chat_template() if others and spec.format == "chat" else ""
         chunks = cut_chunks(tokens, spec.context, spec.chunks)
+        for other in others:
+            with open_tokenizer(other.path) as tokenizer:
+                found = corpus_tokens(tokenizer, spec, text, progress, template)
+                check_same_tokens(tokens, found, other.name, tokenizer)
     corpus = ChunkedCorpus(spec.name, digest, len(tokens), chunks, format=spec.format)
     return corpus if stop is None else _in_order(corpus, stop)
 

@@ -16,7 +16,7 @@ from kldcloud.models.engine import Vocabulary
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.imatrix import importance_matrix
 from kldcloud.models.imatrix_file import check_fit, read_imatrix
-from kldcloud.models.llama_tokenizer import LlamaTokenizer, open_tokenizer
+from kldcloud.models.llama_tokenizer import LlamaTokenizer, open_llama_tokenizer
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
 from kldcloud.pipeline.nvfp4_model import nvfp4_model
@@ -80,7 +80,7 @@ def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) 
         with about("eval.second_text"):
             sources.read_text(job.eval.second_text, progress)
     split = _line_end(text, round(len(text) * (1 - data.heldout)))
-    with open_tokenizer(teacher) as tokenizer:
+    with open_llama_tokenizer(teacher) as tokenizer:
         return _parts(job, tokenizer, text, split)
 
 

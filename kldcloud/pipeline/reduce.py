@@ -24,8 +24,8 @@ from kldcloud.pipeline.facts import (
     profile_facts,
     stop_facts,
 )
-from kldcloud.pipeline.model_files import ModelFile
-from kldcloud.pipeline.plan import SweepPlan
+from kldcloud.pipeline.model_files import Model
+from kldcloud.pipeline.plan import SweepPlan, other_engines
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
 from kldcloud.pipeline.work import group_name
 from kldcloud.pipeline.worst import WorstFound, read_tops, worst_facts
@@ -205,6 +205,7 @@ def _worst(
 
 def _summary(plan: SweepPlan, parts: _Parts, *, partial: bool) -> dict[str, Any]:
     prepared = plan.prepared
+    others = other_engines(prepared, plan.engines, plan.engine)
     return {
         "schema": SCHEMA,
         "run": plan.run,
@@ -212,6 +213,7 @@ def _summary(plan: SweepPlan, parts: _Parts, *, partial: bool) -> dict[str, Any]
         "status": "partial" if partial else "complete",
         "kldcloud": __version__,
         "engine": dict(plan.engine),
+        **({"engines": others} if others else {}),
         "encoding": plan.choice.encoding,
         "llama_compat": plan.llama_compat,
         "base": _base(prepared.base),
@@ -237,8 +239,8 @@ def _summary(plan: SweepPlan, parts: _Parts, *, partial: bool) -> dict[str, Any]
     }
 
 
-def _base(base: ModelFile | KldBase) -> dict[str, Any]:
-    if isinstance(base, ModelFile):
+def _base(base: Model | KldBase) -> dict[str, Any]:
+    if not isinstance(base, KldBase):
         return _model(base)
     return {
         "name": base.name,
@@ -249,11 +251,11 @@ def _base(base: ModelFile | KldBase) -> dict[str, Any]:
     }
 
 
-def _model(model: ModelFile) -> dict[str, Any]:
+def _model(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "sha256": model.sha256,
-        "bytes": model.header.file_bytes,
-        "parameters": model.header.parameters,
-        "bits_per_weight": model.header.bits_per_weight,
+        "bytes": model.bytes,
+        "parameters": model.parameters,
+        "bits_per_weight": model.bits_per_weight,
     }

@@ -8,11 +8,12 @@ from typing import Self
 
 from kldcloud.corpus.chunks import Shard, shard_size
 from kldcloud.errors import StoreError
+from kldcloud.models.folder_copy import upload_folder_once
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.deadlines import ShardDeadlines
 from kldcloud.pipeline.dispatch import REVIVAL_SECONDS, Dispatch, Failure
 from kldcloud.pipeline.machines import Actors, Machines, Seat, WorkerSettings
-from kldcloud.pipeline.model_files import ModelFile
+from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.pipeline.plan import SweepPlan, make_plan, run_shards
 from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
 from kldcloud.pipeline.progress import MEASURING, Progress
@@ -20,7 +21,7 @@ from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.stage_base import import_kld
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, Reply, Task
 from kldcloud.pipeline.work import reference, stage_tasks
-from kldcloud.staging.head import read_head
+from kldcloud.staging.folder_head import read_base_head
 from kldcloud.staging.stage import (
     StageIdentity,
     canonical_json,
@@ -114,7 +115,7 @@ class Session:
             stage's, which may be there already when less was asked for.
         """
         base, corpus, identity = plan.prepared.base, plan.prepared.corpora[at], plan.stages[at]
-        assert isinstance(base, ModelFile)  # noqa: S101 - the caller has asked
+        assert not isinstance(base, KldBase)  # noqa: S101 - the caller has asked
         if is_complete(self._store, identity):
             if upto is None or (upto,) == corpus.checkpoints[:1]:
                 self._progress.note(f"base stage for {corpus.name} is there already")
@@ -132,7 +133,7 @@ class Session:
             raise failure.kind(f"{failure.group}: {failure.key}: {failure.cause}")
         head = None
         if identity.encoding == "hidden":
-            head = read_head(base.path, base.header)
+            head = read_base_head(base.path, plan.engines.of(base))
         finish_stage(self._store, identity, shards, corpus.chunks, head, upto)
         return upto
 
@@ -151,13 +152,17 @@ class Session:
         """How the run cuts a corpus."""
         return run_shards(self._store, plan, corpus, len(self._seats))
 
-    def _ship(self, models: Sequence[ModelFile]) -> None:
+    def _ship(self, models: Sequence[Model]) -> None:
         """Put into the store what other machines cannot fetch: files that were made here."""
         if not self._machines.remote:
             return
         for model in models:
-            if not model.origin:
-                with self._progress.bar(f"uploading {model.file}", model.header.file_bytes) as bar:
+            if model.origin:
+                continue
+            with self._progress.bar(f"uploading {model.file}", model.bytes) as bar:
+                if isinstance(model, FolderModel):
+                    upload_folder_once(self._store, model.path, model.sha256, bar.reach)
+                else:
                     upload_once(self._store, model.path, model.sha256, bar.reach)
 
     def _run(
@@ -223,7 +228,7 @@ class Session:
                 self._actors = (plan.run, self._machines.start(self._seats, settings))
         return self._actors[1]
 
-    def _try_hidden(self, plan: SweepPlan, base: ModelFile) -> SweepPlan:
+    def _try_hidden(self, plan: SweepPlan, base: Model) -> SweepPlan:
         """Compare rebuilt logits with the engine's before anything is staged, or stage codes."""
         if plan.choice.encoding != "hidden" or all(
             is_complete(self._store, identity) for identity in plan.stages
@@ -237,13 +242,13 @@ class Session:
             f"{plan.stages[0].prefix}/refused.json", canonical_json({"reason": reason})
         )
         return make_plan(
-            plan.prepared, plan.options, remote=False, force_logits=reason, mixed=plan.mixed
+            plan.prepared, plan.engines, remote=False, force_logits=reason, mixed=plan.mixed
         )
 
     def _why_not_hidden(
-        self, plan: SweepPlan, base: ModelFile, identity: StageIdentity
+        self, plan: SweepPlan, base: Model, identity: StageIdentity
     ) -> str | None:
-        engine = EngineRef(reference(base), identity.context, plan.options)
+        engine = EngineRef(reference(base), identity.context, plan.engines.of(base))
         chunk = tokens_bytes(plan.prepared.corpora[0].chunks[:1])
         workers = self._workers(plan)
         with self._progress.bar("trying hidden states on one chunk", 0):

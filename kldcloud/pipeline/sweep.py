@@ -9,16 +9,15 @@ from typing import Final
 
 from kldcloud.errors import EngineError
 from kldcloud.models.llama_library import llama
-from kldcloud.models.llama_tokenizer import token_texts
+from kldcloud.models.tokenizer import token_texts
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
 from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
-from kldcloud.pipeline.model_files import ModelFile
-from kldcloud.pipeline.options import llama_options
+from kldcloud.pipeline.options import engines, uses_gpu
 from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, make_plan
-from kldcloud.pipeline.prepare import HERE, PreparedSweep, prepare
+from kldcloud.pipeline.prepare import HERE, KldBase, PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
 from kldcloud.pipeline.pulse import DriverPulse
@@ -105,6 +104,8 @@ def run_sweep(
     mixed = mixed_engines(nodes, allowed=launched.allow_mixed)
     engine = cluster.engine_for(job.engine)
     prepared = prepare(job, progress, launched.sources, engine)
+    if prepared.has_folders:
+        mixed = {**mixed, **mixed_libraries(nodes, allowed=launched.allow_mixed)}
     seats = seats_for(
         cluster,
         job.engine,
@@ -112,12 +113,13 @@ def run_sweep(
         model_bytes=_largest_model(prepared),
         logits_bytes=max(4 * prepared.vocabulary * c.shape.rows for c in prepared.corpora),
         chunks=sum(c.count for c in prepared.corpora),
+        on_gpu=uses_gpu(engine, folders=prepared.has_folders),
     )
-    options = llama_options(engine, seats[0].threads)
-    plan = make_plan(prepared, options, remote=store.uri.startswith("s3:"), mixed=mixed)
+    runs = engines(engine, seats[0].threads)
+    plan = make_plan(prepared, runs, remote=store.uri.startswith("s3:"), mixed=mixed)
     refused = _refusal_on_record(store, plan)
     if refused is not None:
-        plan = make_plan(prepared, options, remote=False, force_logits=refused, mixed=mixed)
+        plan = make_plan(prepared, runs, remote=False, force_logits=refused, mixed=mixed)
     if (found := finished(store, plan)) is not None:
         launched.on_run(plan.run)
         progress.note(f"run {plan.run} is complete already")
@@ -165,21 +167,36 @@ def mixed_engines(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, 
     Raises:
         EngineError: if they differ and may not: their numbers would depend on who did what.
     """
-    first = nodes[0]
-    names = sorted({name for node in nodes for name in node.engine})
+    return _mixed([(node.host, node.engine) for node in nodes], allowed=allowed)
+
+
+def mixed_libraries(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, str]:
+    """The same of torch, transformers and the GPUs that they run on.
+
+    Raises:
+        EngineError: as `mixed_engines`.
+    """
+    return _mixed([(node.host, node.libraries) for node in nodes], allowed=allowed)
+
+
+def _mixed(
+    machines: Sequence[tuple[str, Mapping[str, str]]], *, allowed: bool
+) -> Mapping[str, str]:
+    host, first = machines[0]
+    names = sorted({name for _, facts in machines for name in facts})
     differ = {
-        name: sorted({node.engine.get(name, "") for node in nodes})
+        name: sorted({facts.get(name, "") for _, facts in machines})
         for name in names
-        if any(node.engine.get(name) != first.engine.get(name) for node in nodes)
+        if any(facts.get(name) != first.get(name) for _, facts in machines)
     }
     if not differ:
         return NOT_MIXED
     if not allowed:
         name = min(differ)
-        other = next(node for node in nodes if node.engine.get(name) != first.engine.get(name))
+        other, its = next(each for each in machines if each[1].get(name) != first.get(name))
         raise EngineError(
-            f"machines differ in the engine's {name}: {first.host} has "
-            f"'{first.engine.get(name, '')}', {other.host} '{other.engine.get(name, '')}'",
+            f"machines differ in the engine's {name}: {host} has "
+            f"'{first.get(name, '')}', {other} '{its.get(name, '')}'",
             hint="ask for machines of one kind, or add --allow-mixed to have it on record",
         )
     return {f"mixed {name}": " / ".join(values) for name, values in differ.items()}
@@ -187,9 +204,9 @@ def mixed_engines(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, 
 
 def _largest_model(prepared: PreparedSweep) -> int:
     models = [*prepared.candidates]
-    if isinstance(prepared.base, ModelFile):
+    if not isinstance(prepared.base, KldBase):
         models.append(prepared.base)
-    return max(model.header.file_bytes for model in models)
+    return max(model.bytes for model in models)
 
 
 def _context(prepared: PreparedSweep) -> float:

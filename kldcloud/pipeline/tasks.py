@@ -12,16 +12,17 @@ from pathlib import Path
 from kldcloud.corpus.chunks import Shard
 from kldcloud.errors import KldcloudError
 from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.staging.stage import StageIdentity
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model file, wherever the worker is.
+    """A model file, or a folder of safetensors, wherever the worker is.
 
     Attributes:
         path: where the driver has it.
-        sha256: of its bytes.
+        sha256: of its bytes; of all that decides its numbers, for a folder.
         size: in bytes.
         origin: a URI that any machine can fetch it from; empty for the store's `models/<sha256>`.
     """
@@ -38,7 +39,7 @@ class EngineRef:
 
     model: ModelRef
     context: int
-    options: LlamaOptions
+    options: LlamaOptions | TransformersOptions
 
 
 @dataclass(frozen=True, slots=True)

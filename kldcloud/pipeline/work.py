@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kldcloud.corpus.chunks import Shard
-from kldcloud.pipeline.model_files import ModelFile
+from kldcloud.pipeline.model_files import Model
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, StageTask
@@ -19,13 +19,13 @@ def group_name(candidate: str, corpus: str) -> str:
 
 def stage_tasks(
     plan: SweepPlan,
-    base: ModelFile,
+    base: Model,
     corpus: ChunkedCorpus,
     identity: StageIdentity,
     shards: Sequence[Shard],
 ) -> list[StageTask]:
     """The base's shards of one corpus."""
-    engine = EngineRef(reference(base), identity.context, plan.options)
+    engine = EngineRef(reference(base), identity.context, plan.engines.of(base))
     return [
         StageTask(
             group=f"base {base.name} on {corpus.name}",
@@ -41,7 +41,7 @@ def stage_tasks(
 
 def measure_tasks(
     plan: SweepPlan,
-    candidate: ModelFile,
+    candidate: Model,
     at: int,
     shards: Sequence[Shard],
     upto: int | None = None,
@@ -56,7 +56,7 @@ def measure_tasks(
         upto: how many chunks of the base stage are there; None for all.
     """
     corpus, identity = plan.prepared.corpora[at], plan.stages[at]
-    engine = EngineRef(reference(candidate), identity.context, plan.options)
+    engine = EngineRef(reference(candidate), identity.context, plan.engines.of(candidate))
     return [
         MeasureTask(
             group=group_name(candidate.name, corpus.name),
@@ -75,6 +75,6 @@ def measure_tasks(
     ]
 
 
-def reference(model: ModelFile) -> ModelRef:
-    """A model file as tasks name it."""
-    return ModelRef(model.path, model.sha256, model.header.file_bytes, model.origin)
+def reference(model: Model) -> ModelRef:
+    """A model as tasks name it."""
+    return ModelRef(model.path, model.sha256, model.bytes, model.origin)

@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,15 @@ from kldcloud.divergence.records import TokenRecords, concatenate
 from kldcloud.divergence.worst import WorstRows, worst_of_chunk, worst_of_piece
 from kldcloud.divergence.worst_file import dump_worst, of_chunks
 from kldcloud.errors import EngineError, FormatError, KldcloudError
-from kldcloud.models.gguf_header import read_gguf_header
-from kldcloud.models.llama_engine import LlamaEngine
+from kldcloud.models.engine import Engine
+from kldcloud.models.engines import load_engine
 from kldcloud.pipeline.life import worker_key
 from kldcloud.pipeline.machines import Seat, WorkerSettings
 from kldcloud.pipeline.pulse import WorkerPulse
 from kldcloud.pipeline.sources import local_copy
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, Reply, StageTask, Task
 from kldcloud.staging.encodings import Encoding
-from kldcloud.staging.head import read_head
+from kldcloud.staging.folder_head import read_base_head
 from kldcloud.staging.stage import StageIdentity, write_shard
 from kldcloud.staging.stage_reader import StageReader, make_encoding
 from kldcloud.store import open_store
@@ -60,7 +60,7 @@ class SweepWorker:
         self._pulse = WorkerPulse(
             self._store, worker_key(settings.run, settings.attempt, number), number
         )
-        self._engine: tuple[EngineRef, LlamaEngine] | None = None
+        self._engine: tuple[EngineRef, Engine] | None = None
         self._encoding: tuple[StageIdentity, Encoding] | None = None
         self._stage: tuple[str, StageReader, Tokens] | None = None
 
@@ -184,14 +184,15 @@ class SweepWorker:
             at += base.rows
         return _Compared(join_statistics(parts), worst_of_chunk(worst))
 
-    def _engine_for(self, ref: EngineRef) -> LlamaEngine:
+    def _engine_for(self, ref: EngineRef) -> Engine:
         if self._engine is None or self._engine[0] != ref:
             if self._engine is not None:
                 # Free the old model first: two never fit where one just does.
                 self._engine[1].close()
                 self._engine = None
-            options = replace(ref.options, threads=self._threads)
-            self._engine = (ref, LlamaEngine(self._path_of(ref.model), ref.context, options))
+            path = self._path_of(ref.model)
+            engine = load_engine(path, ref.context, ref.options, threads=self._threads)
+            self._engine = (ref, engine)
             self._pulse.moved()
         return self._engine[1]
 
@@ -205,8 +206,7 @@ class SweepWorker:
         if self._encoding is None or self._encoding[0] != identity:
             head = None
             if identity.encoding == "hidden":
-                path = self._path_of(ref.model)
-                head = read_head(path, read_gguf_header(path))
+                head = read_base_head(self._path_of(ref.model), ref.options)
             self._encoding = (identity, make_encoding(identity, head, threads=self._threads))
         return self._encoding[1]
 

@@ -25,6 +25,8 @@ def seats_for(
     model_bytes: int,
     logits_bytes: int,
     chunks: int,
+    *,
+    on_gpu: bool,
 ) -> tuple[Seat, ...]:
     """Divide machines among workers; the order is round the machines, so that few chunks spread.
 
@@ -39,10 +41,11 @@ def seats_for(
         model_bytes: size of the largest model.
         logits_bytes: of one chunk's scored rows, as float32.
         chunks: how many there are: more workers than that would idle.
+        on_gpu: whether models run on GPUs.
     """
     wanted = cluster.engine_for(engine)
     each = int(model_bytes * MODEL_OVERHEAD) + PROCESS_BYTES + LOGITS_CHUNKS * logits_bytes
-    by_node = [_seats_on(node, cluster, wanted, each, chunks) for node in nodes]
+    by_node = [_seats_on(node, cluster, wanted, each, chunks, on_gpu=on_gpu) for node in nodes]
     most = max(len(seats) for seats in by_node)
     dealt = [seats[turn] for turn in range(most) for seats in by_node if turn < len(seats)]
     return tuple(dealt[: max(1, chunks)])
@@ -63,17 +66,23 @@ def world_for(cluster: ClusterSpec, nodes: Sequence[NodeFacts], gpus: int) -> Wo
 
 
 def _seats_on(
-    node: NodeFacts, cluster: ClusterSpec, engine: EngineOptions, each: int, chunks: int
+    node: NodeFacts,
+    cluster: ClusterSpec,
+    engine: EngineOptions,
+    each: int,
+    chunks: int,
+    *,
+    on_gpu: bool,
 ) -> list[Seat]:
     gpus = 0
-    if engine.n_gpu_layers != 0:
+    if on_gpu:
         share = cluster.gpus_per_worker
         gpus = min(node.gpus, 1 if share is None else share)
     if isinstance(cluster.workers, int):
         workers = cluster.workers
         if gpus * workers > node.gpus:
             gpus = 0  # more workers than GPUs: they share what the machine shows
-    elif engine.n_gpu_layers != 0:
+    elif on_gpu:
         workers = max(1, node.gpus // gpus) if gpus else 1
     else:
         workers = max(1, min(node.cores, int(node.memory * MEMORY_SHARE) // each))

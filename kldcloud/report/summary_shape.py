@@ -251,6 +251,8 @@ class Summary(Part):
     status: Literal["complete", "partial"]
     kldcloud: str
     engine: dict[str, str]
+    # What differs in the engine of candidates that another one runs, or otherwise, by name.
+    engines: dict[Name, dict[str, str]] = {}
     encoding: str
     llama_compat: bool
     base: Base

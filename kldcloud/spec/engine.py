@@ -1,4 +1,4 @@
-"""How llama.cpp evaluates a model: the options of a job, some of which a cluster may replace."""
+"""How models are evaluated: the options of a job, some of which a cluster may replace."""
 
 from __future__ import annotations
 
@@ -17,6 +17,26 @@ _MOST_OVERRIDES: Final = 256
 _MOST_THREADS: Final = 1024
 
 
+class TransformersSpec(SpecModel):
+    """How transformers runs models in safetensors.
+
+    Attributes:
+        dtype: of weights and states. auto is what the checkpoint has on a GPU, and float32 on a
+            CPU.
+        device: auto takes a GPU where torch finds one.
+        attention: transformers' implementation.
+        head: float32 makes logits of the states that enter the output head, in float32; model
+            takes them as the model returns them, rounded to its dtype.
+        offload: let layers that a GPU has no room for wait in the machine's memory.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    head: Literal["float32", "model"] = "float32"
+    offload: Switch = False
+
+
 class EngineOptions(SpecModel):
     """What changes how, and how fast, logits are made. Every option is part of a run's identity.
 
@@ -24,11 +44,13 @@ class EngineOptions(SpecModel):
         n_gpu_layers: layers kept on the GPU; 0 is none, -1 is all.
         tensor_overrides: regular expression of tensor names -> buffer type such as CPU, in the
             order in which llama.cpp tries them.
-        threads: CPU threads for one model; None leaves the choice to the cluster.
+        threads: CPU threads for one model; None leaves the choice to the cluster. transformers
+            takes 1 where it is None, for its sums depend on it.
         flash_attention: llama.cpp's fused attention; auto lets it choose.
         kv_type_k: type of the cached keys.
         kv_type_v: type of the cached values.
         repack: whether llama.cpp may rearrange weights for this CPU when it loads them.
+        transformers: for models in safetensors; the others are for GGUF files.
     """
 
     n_gpu_layers: Annotated[Whole, Field(ge=-1, le=65536)] = 0
@@ -38,6 +60,7 @@ class EngineOptions(SpecModel):
     kv_type_k: KvType = "f16"
     kv_type_v: KvType = "f16"
     repack: Switch = True
+    transformers: TransformersSpec = TransformersSpec()
 
     @field_validator("tensor_overrides")
     @classmethod

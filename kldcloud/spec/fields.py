@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from kldcloud.errors import SpecError
-from kldcloud.spec.quants import quant_type
+from kldcloud.spec.quants import quant_type_or_recipe
 from kldcloud.spec.uri import SourceUri, check_store, parse_uri, shown_uri
 
 Parsed = TypeVar("Parsed")
@@ -224,7 +224,7 @@ Name = Annotated[str, _text(_name)]
 Source = Annotated[SourceUri, PlainValidator(source_uri), PlainSerializer(str)]
 ModelSource = Annotated[SourceUri, PlainValidator(model_source), PlainSerializer(str)]
 StoreAddress = Annotated[str, _text(check_store)]
-QuantType = Annotated[str, _text(quant_type)]
+QuantType = Annotated[str, _text(quant_type_or_recipe)]
 Chunks = Annotated[int | Literal["all"], _count_or("all", _MOST_CHUNKS)]
 WorkerCount = Annotated[int | Literal["auto"], _count_or("auto", _MOST_WORKERS)]
 ByteCount = Annotated[int, PlainValidator(_bytes)]

@@ -8,6 +8,7 @@ from typing import Final
 
 from kldcloud.errors import SpecError
 from kldcloud.spec.nearest import did_you_mean
+from kldcloud.spec.recipes import RECIPES
 
 FTYPES: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -96,6 +97,22 @@ def quant_type(text: str) -> str:
     return name
 
 
+def quant_type_or_recipe(text: str) -> str:
+    """Return the type or the recipe that `text` names; see `quant_type` and `recipes`.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    name = text.lower()
+    if name in RECIPES:
+        return name
+    if name.startswith(tuple(f"{each.split('-')[0]}-" for each in RECIPES)):
+        raise SpecError(
+            f"unknown recipe {text[:40]!r}", hint=did_you_mean(name, RECIPES, kind="recipes")
+        )
+    return quant_type(text)
+
+
 def check_importance(name: str, *, given: bool) -> None:
     """See that a type and an importance matrix go together.
 
@@ -111,5 +128,5 @@ def check_importance(name: str, *, given: bool) -> None:
             f"{name} needs an importance matrix",
             hint="add imatrix: {text: ...}, or imatrix: and the path of one",
         )
-    if name in TAKES_NO_IMPORTANCE_MATRIX and given:
+    if (name in TAKES_NO_IMPORTANCE_MATRIX or name in RECIPES) and given:
         raise SpecError(f"{name} takes no importance matrix", hint="leave 'imatrix' out")

@@ -50,12 +50,14 @@ class BaseShape:
         head: ggml type of the output head; empty if there is an obstacle.
         width: d, of the states that enter it; 0 if there is an obstacle.
         obstacle: why hidden states cannot stand for this base's logits; None if they can.
+        on_gpu: whether logits are made where products cost next to nothing.
     """
 
     vocabulary: int
     head: str
     width: int
     obstacle: str | None
+    on_gpu: bool = False
 
     @classmethod
     def of(cls, header: GgufHeader) -> BaseShape:
@@ -86,19 +88,14 @@ def encoding_costs(shape: BaseShape, *, remote: bool) -> dict[str, EncodingCost]
     return costs
 
 
-def choose_encoding(wanted: str, header: GgufHeader, *, remote: bool) -> EncodingChoice:
+def choose_encoding(wanted: str, shape: BaseShape, *, remote: bool) -> EncodingChoice:
     """The encoding of a base stage.
 
     Args:
         wanted: auto, hidden or logits.
-        header: the base model's.
+        shape: the base's.
         remote: whether the store is reached over a network.
     """
-    return choose_for_shape(wanted, BaseShape.of(header), remote=remote)
-
-
-def choose_for_shape(wanted: str, shape: BaseShape, *, remote: bool) -> EncodingChoice:
-    """The same for a base of which no more than the shape is known, in a plan."""
     if wanted == "logits":
         return EncodingChoice("logits", "as the job says")
     if shape.obstacle is not None:
@@ -106,6 +103,8 @@ def choose_for_shape(wanted: str, shape: BaseShape, *, remote: bool) -> Encoding
         return EncodingChoice("logits", reason)
     if wanted == "hidden":
         return EncodingChoice("hidden", "as the job says")
+    if shape.on_gpu:
+        return EncodingChoice("hidden", "logits are rebuilt on the GPU, beside the candidate's")
     costs = encoding_costs(shape, remote=remote)
     best = min(costs, key=lambda name: costs[name].seconds)
     parts = [

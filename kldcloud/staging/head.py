@@ -53,20 +53,50 @@ granite, minicpm), biased heads (phi2, qwen2). Each stage is also checked agains
 
 
 @dataclass(frozen=True, slots=True)
-class OutputHead:
-    """The matrix that turns states into logits.
+class AfterHead:
+    """What some models do to the head's product: logit = cap * tanh(scale * product / cap).
 
     Attributes:
-        data: uint8, the tensor as the GGUF stores it: V rows of `width` elements.
-        type_name: its ggml type; one of `SUPPORTED_HEADS`.
+        scale: 1 for most.
+        softcap: the cap; None for none.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply(self, products: F4) -> None:
+        """Turn products into logits, in place."""
+        if self.scale != 1:
+            products *= np.float32(self.scale)
+        if self.softcap is not None:
+            products /= np.float32(self.softcap)
+            np.tanh(products, out=products)
+            products *= np.float32(self.softcap)
+
+
+NOTHING_AFTER = AfterHead()
+"""The product is the logit."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """The matrix that turns states into logits, and what is done to its product.
+
+    Attributes:
+        data: uint8, V rows of `width` elements, as the model's file stores them.
+        type_name: their ggml type; one of `SUPPORTED_HEADS`.
         width: d.
         vocabulary: V.
+        bias: float32 [V], added to the product; None for none.
+        after: what follows that.
     """
 
     data: npt.NDArray[np.uint8]
     type_name: str
     width: int
     vocabulary: int
+    bias: F4 | None = None
+    after: AfterHead = NOTHING_AFTER
 
     def logits(self, states: F4, *, out: F4, threads: int = 1) -> None:
         """States [rows, d] times the head, into out [rows, V]; float32.
@@ -77,7 +107,11 @@ class OutputHead:
 
         def tile(start: int) -> None:
             stop = min(start + TILE, self.vocabulary)
-            np.matmul(states, self._widened(start, stop).T, out=out[:, start:stop])
+            part = out[:, start:stop]
+            np.matmul(states, self._widened(start, stop).T, out=part)
+            if self.bias is not None:
+                part += self.bias[start:stop]
+            self.after.apply(part)
 
         starts = range(0, self.vocabulary, TILE)
         with single_threaded_blas():

@@ -24,7 +24,7 @@ from kldcloud.staging.shard_file import build_shard, parse_header, read_header
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
-SCHEMA = "kldcloud.stage/2"
+SCHEMA = "kldcloud.stage/3"
 MAX_JSON_BYTES = 64 << 20
 MAX_CHUNKS = 1 << 24
 
@@ -120,6 +120,13 @@ def manifest_key(key: str, upto: int | None = None) -> str:
     return f"stages/{key}/manifest{'' if upto is None else f'-{upto:07d}'}.json"
 
 
+def head_bytes(head: OutputHead) -> bytes | memoryview:
+    """A head as the store keeps it: its rows, then the bias as float32 if there is one."""
+    if head.bias is None:
+        return head.data.data
+    return b"".join((head.data.data, head.bias.astype("<f4", copy=False).data))
+
+
 def is_complete(store: Store, identity: StageIdentity, upto: int | None = None) -> bool:
     """Whether the stage, or its first chunks, is whole and can be measured against."""
     return store.size(manifest_key(identity.key, upto)) is not None
@@ -147,11 +154,15 @@ def finish_stage(
     store.write_new(f"{identity.prefix}/tokens", tokens)
     head_facts = None
     if head is not None:
-        store.write_new(f"{identity.prefix}/head", head.data.data)
+        stored = head_bytes(head)
+        store.write_new(f"{identity.prefix}/head", stored)
         head_facts = {
             "type": head.type_name,
             "width": head.width,
-            "sha256": sha256_bytes(head.data.data),
+            "sha256": sha256_bytes(stored),
+            "bias": head.bias is not None,
+            "scale": head.after.scale,
+            "softcap": head.after.softcap,
         }
     entries = []
     for shard in shards:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from kldcloud.corpus.chunks import Shard, Tokens
 from kldcloud.errors import FormatError
 from kldcloud.staging.encodings import Encoding, HiddenEncoding, KldEncoding, LogitsEncoding
-from kldcloud.staging.head import OutputHead
+from kldcloud.staging.head import AfterHead, OutputHead
 from kldcloud.staging.shard_file import Frame, parse_header, read_header
 from kldcloud.staging.stage import (
     MAX_CHUNKS,
@@ -27,6 +28,18 @@ MAX_VOCABULARY = 1 << 24
 MIN_CONTEXT = 4
 MAX_CONTEXT = 1 << 24
 MAX_WIDTH = 1 << 20
+MAX_FACTOR = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadFacts:
+    """What a manifest says of the head beside it; as attributes of `OutputHead`."""
+
+    type_name: str
+    width: int
+    sha256: str
+    bias: bool
+    after: AfterHead
 
 
 class StageReader:
@@ -124,12 +137,19 @@ class StageReader:
         if facts is None:
             return None
         identity = self.identity
-        kind, width, digest = facts
-        expected = bytes_per_state(kind, width) * identity.vocabulary
-        data = self._store.read(f"{identity.prefix}/head", sha256=digest, limit=expected)
+        rows = bytes_per_state(facts.type_name, facts.width) * identity.vocabulary
+        expected = rows + (4 * identity.vocabulary if facts.bias else 0)
+        data = self._store.read(f"{identity.prefix}/head", sha256=facts.sha256, limit=expected)
         if len(data) != expected:
             raise FormatError(f"{identity.prefix}/head has {len(data)} bytes, not {expected}")
-        return OutputHead(np.frombuffer(data, np.uint8), kind, width, identity.vocabulary)
+        return OutputHead(
+            np.frombuffer(data, np.uint8)[:rows],
+            facts.type_name,
+            facts.width,
+            identity.vocabulary,
+            np.frombuffer(data, "<f4", offset=rows) if facts.bias else None,
+            facts.after,
+        )
 
 
 def make_encoding(
@@ -145,15 +165,19 @@ def make_encoding(
     return HiddenEncoding(identity.shape, head, threads=threads)
 
 
-def _head_facts(entry: Any) -> tuple[str, int, str] | None:  # noqa: ANN401 - whatever JSON holds
-    """Type, width and digest of a manifest's output head."""
+def _head_facts(entry: Any) -> _HeadFacts | None:  # noqa: ANN401 - whatever JSON holds
+    """A manifest's output head."""
     if entry is None:
         return None
-    kind, width = str(entry["type"]), int(entry["width"])
+    kind, width, cap = str(entry["type"]), int(entry["width"]), entry["softcap"]
     whole_blocks = kind != "Q8_0" or width % BLOCK == 0
     if kind not in SUPPORTED_HEADS or not 0 < width <= MAX_WIDTH or not whole_blocks:
         raise ValueError
-    return kind, width, str(entry["sha256"])
+    after = AfterHead(float(entry["scale"]), None if cap is None else float(cap))
+    factors = [after.scale] if after.softcap is None else [after.scale, after.softcap]
+    if not all(0 < abs(each) < MAX_FACTOR for each in factors):
+        raise ValueError
+    return _HeadFacts(kind, width, str(entry["sha256"]), bias=entry["bias"] is True, after=after)
 
 
 def _identity(manifest: Mapping[str, Any]) -> StageIdentity:

@@ -11,7 +11,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from kldcloud.models.chat_template import ChatTemplate
 from kldcloud.models.gguf_header import read_gguf_header
-from kldcloud.models.llama_tokenizer import open_tokenizer, tokenize
+from kldcloud.models.llama_tokenizer import open_llama_tokenizer, tokenize
 from kldcloud.models.sources import fetch
 from kldcloud.spec.uri import parse_uri
 from tests.golden.cases import TEXT
@@ -40,7 +40,7 @@ def nobos(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
 
 
 def ours(path: Path, template: str, messages: Any = TALK) -> list[int]:
-    with open_tokenizer(path) as tokenizer:
+    with open_llama_tokenizer(path) as tokenizer:
         rendered = ChatTemplate(template, bos=tokenizer.bos, eos=tokenizer.eos).render(messages)
         found: list[int] = tokenizer.prompt(rendered).tolist()
         return found
@@ -97,12 +97,12 @@ def test_a_bos_that_the_template_writes_is_not_added_again(bos: TinyPair, nobos:
 
 
 def test_special_tokens_are_recognised_in_prompts_and_not_in_texts(bos: TinyPair) -> None:
-    with open_tokenizer(bos.base) as tokenizer:
+    with open_llama_tokenizer(bos.base) as tokenizer:
         assert (tokenizer.bos, tokenizer.eos) == ("<s>", "</s>")
         assert EOS_ID in tokenizer.prompt("the </s> end")
         assert EOS_ID not in tokenizer.text("the </s> end")
         assert tokenizer.text("the end").tolist() == tokenizer.prompt("the end").tolist()
         assert tokenizer.prompt("").tolist() == [BOS_ID]
     text = TEXT.read_text()
-    with open_tokenizer(bos.base) as tokenizer:
+    with open_llama_tokenizer(bos.base) as tokenizer:
         assert (tokenizer.text(text) == tokenize(bos.base, text).tokens).all()

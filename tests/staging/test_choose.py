@@ -22,26 +22,26 @@ LARGE = header(248_320, 2048)
 def test_what_the_job_says_is_taken() -> None:
     for wanted in ("hidden", "logits"):
         for model in (SMALL, LARGE):
-            choice = choose_encoding(wanted, model, remote=False)
+            choice = choose_encoding(wanted, BaseShape.of(model), remote=False)
             assert (choice.encoding, choice.reason) == (wanted, "as the job says")
 
 
 def test_hidden_states_that_cannot_stand_for_logits_are_not_taken_even_if_asked_for() -> None:
     for wanted in ("hidden", "auto"):
-        choice = choose_encoding(wanted, header(320, 64, "Q6_K"), remote=False)
+        choice = choose_encoding(wanted, BaseShape.of(header(320, 64, "Q6_K")), remote=False)
         assert choice.encoding == "logits"
         assert "its head is Q6_K" in choice.reason
 
 
 def test_a_large_head_is_not_multiplied_with_on_a_cpu() -> None:
-    choice = choose_encoding("auto", LARGE, remote=False)
+    choice = choose_encoding("auto", BaseShape.of(LARGE), remote=False)
     assert choice.encoding == "logits"
     assert "hidden" in choice.reason
     assert "logits" in choice.reason
 
 
 def test_a_small_head_is() -> None:
-    assert choose_encoding("auto", SMALL, remote=False).encoding == "hidden"
+    assert choose_encoding("auto", BaseShape.of(SMALL), remote=False).encoding == "hidden"
 
 
 def test_a_network_makes_large_rows_dearer_and_states_hardly() -> None:

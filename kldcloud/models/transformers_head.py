@@ -1,0 +1,90 @@
+"""The output head of a transformers model, and what the model does to its product."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from kldcloud.staging.head import NOTHING_AFTER, AfterHead, OutputHead
+
+if TYPE_CHECKING:
+    import torch
+
+TYPE_NAMES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""torch's dtypes as ggml calls them."""
+_TILE_BYTES: Final = 256 << 20
+"""Of one float32 tile of logits on a GPU: large enough for its products to run at full speed."""
+
+
+def after_head(config: Any) -> AfterHead:  # noqa: ANN401 - one class a family
+    """What a model's configuration says of its logits.
+
+    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`; Gemma caps softly.
+    """
+    text = config.get_text_config()
+    scale, divisor = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
+    cap = getattr(text, "final_logit_softcapping", None)
+    factor = 1.0
+    if isinstance(scale, int | float):
+        factor = float(scale)
+    elif isinstance(divisor, int | float) and divisor:
+        factor = 1 / float(divisor)
+    if factor == 1 and not cap:
+        return NOTHING_AFTER
+    return AfterHead(factor, float(cap) if cap else None)
+
+
+def is_plain(head: Any) -> bool:  # noqa: ANN401 - a module of torch
+    """Whether a head is a matrix of ordinary numbers, which a stage can keep."""
+    import torch
+
+    # Quantised heads are classes of their own, or hold a tensor that is one.
+    weight = getattr(head, "weight", None)
+    return (
+        type(head) is torch.nn.Linear
+        and type(weight) is torch.nn.Parameter
+        and str(weight.dtype).removeprefix("torch.") in TYPE_NAMES
+    )
+
+
+def plain_head(head: Any, vocabulary: int, after: AfterHead) -> OutputHead | None:  # noqa: ANN401
+    """A plain head on the CPU, in the very memory that the model has it in; else None."""
+    import torch
+
+    if not is_plain(head) or head.weight.device.type != "cpu":
+        return None
+    weight = head.weight.detach()[:vocabulary].contiguous()
+    kind = TYPE_NAMES[str(weight.dtype).removeprefix("torch.")]
+    bias = None
+    if head.bias is not None:
+        bias = head.bias.detach()[:vocabulary].float().numpy()
+    data = weight.view(torch.uint8).numpy().reshape(-1)
+    return OutputHead(data, kind, int(weight.shape[1]), vocabulary, bias, after)
+
+
+def own_logits(
+    head: Any,  # noqa: ANN401
+    states: torch.Tensor,
+    vocabulary: int,
+    after: AfterHead,
+) -> torch.Tensor:
+    """float32 [rows, V] of states, where the head is; its product in float32 if it is plain."""
+    import torch
+
+    if not is_plain(head):
+        logits = head(states)[:, :vocabulary].float()
+    else:
+        logits = torch.empty((len(states), vocabulary), dtype=torch.float32, device=states.device)
+        wide = states.float()
+        rows = max(1, _TILE_BYTES // (4 * wide.shape[1]))
+        for at in range(0, vocabulary, rows):
+            part = slice(at, min(at + rows, vocabulary))
+            torch.matmul(wide, head.weight[part].float().T, out=logits[:, part])
+        if head.bias is not None:
+            logits += head.bias[:vocabulary].float()
+    if after.scale != 1:
+        logits *= np.float32(after.scale)
+    if after.softcap is not None:
+        logits = torch.tanh(logits / after.softcap) * after.softcap
+    return logits

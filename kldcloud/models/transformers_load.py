@@ -1,0 +1,111 @@
+"""Loading a checked folder into a transformers model, or a line that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from kldcloud.errors import EngineError, FormatError
+from kldcloud.models.model_folder import ModelFolder
+from kldcloud.models.transformers_library import transformers
+from kldcloud.models.transformers_options import TransformersOptions
+from kldcloud.models.transformers_recipes import recipe_config
+
+_BELONGS_TO_WEIGHTS: Final = ("scale", "scale_inv", "zero_point", "qzeros", "absmax", "packed")
+_GIB: Final = 1 << 30
+
+
+def folder_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a family
+    """The configuration with its family's defaults.
+
+    Raises:
+        EngineError: transformers knows no such model, or refuses what its config.json says.
+    """
+    library = transformers()
+    if folder.model_type not in library.CONFIG_MAPPING:
+        raise EngineError(
+            f"{folder.path}: transformers {library.__version__} has no class for model_type "
+            f"{folder.model_type!r}, and a folder's own code is not run",
+            hint="install a version of transformers that has it",
+        )
+    try:
+        return library.AutoConfig.from_pretrained(
+            str(folder.path), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        raise EngineError(
+            f"{folder.path}: transformers refuses its config.json: {_first_line(error)}",
+            hint="check the file, and the version of transformers",
+        ) from error
+
+
+def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:  # noqa: ANN401
+    """The model, in evaluation mode, where the options say.
+
+    No code of the folder runs: its class is one that transformers itself has.
+
+    Raises:
+        EngineError: transformers refuses it, or there is no memory for it.
+        FormatError: tensors are missing, or there are some that the model would not use.
+    """
+    library = transformers()
+    import torch
+
+    settings: dict[str, Any] = {
+        "config": folder_config(folder),
+        "dtype": getattr(torch, options.dtype),
+        "attn_implementation": options.attention,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
+    if options.recipe:
+        settings["quantization_config"] = recipe_config(options.recipe)
+    if options.device != "cpu":
+        settings["device_map"] = "auto" if options.offload else options.device
+    try:
+        model, found = library.AutoModelForCausalLM.from_pretrained(str(folder.path), **settings)
+    except torch.OutOfMemoryError as error:
+        raise _no_room(folder) from error
+    except Exception as error:
+        raise EngineError(
+            f"{folder.path}: transformers could not load it: {_first_line(error)}",
+            hint="check the folder, and the versions of torch and transformers",
+        ) from error
+    _check_complete(folder, found)
+    return model.eval()
+
+
+def _check_complete(folder: ModelFolder, found: Mapping[str, Sequence[Any]]) -> None:
+    """See that the folder's tensors are the model's: what is missing would be made up."""
+    missing = sorted(map(str, found.get("missing_keys", ())))
+    if missing:
+        raise FormatError(
+            f"{folder.path}: has no tensor {missing[0]} ({len(missing)} missing)",
+            hint="download it again, or take a checkpoint that is whole",
+        )
+    for name in sorted(map(str, found.get("unexpected_keys", ()))):
+        if name.endswith(_BELONGS_TO_WEIGHTS):
+            raise FormatError(
+                f"{folder.path}: {name} would not be used: its config.json does not say how the "
+                "weights are quantised",
+                hint="take the config.json that belongs to these weights",
+            )
+
+
+def _no_room(folder: ModelFolder) -> EngineError:
+    import torch
+
+    free, whole = torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 0)
+    return EngineError(
+        f"{folder.path}: not enough GPU memory: its weights are "
+        f"{folder.file_bytes / _GIB:.1f} GiB, and {free / _GIB:.1f} of {whole / _GIB:.1f} GiB "
+        "are free",
+        hint="use a GPU with more memory, or engine.transformers.offload: true",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [each.strip() for each in str(error).splitlines() if each.strip()]
+    return lines[0][:300] if lines else type(error).__name__

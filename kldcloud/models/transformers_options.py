@@ -1,0 +1,74 @@
+"""How transformers runs a model: what of it decides numbers, and what it is called in reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from kldcloud.models.transformers_library import (
+    cpu_instructions,
+    cuda_device,
+    library_versions,
+    transformers,
+)
+
+NAME: Final = "transformers"
+AUTO: Final = "auto"
+DTYPES: Final = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class TransformersOptions:
+    """What decides a logit, besides the model and its tokens.
+
+    Attributes:
+        dtype: of weights and states; see `DTYPES`.
+        device: cpu or cuda.
+        attention: transformers' implementation, sdpa or eager.
+        head: float32, for the output head's product made here; model, for transformers' logits.
+        threads: that torch divides one operation among, on a CPU. Unlike llama.cpp's, its sums
+            depend on them, so they belong to the options and not to the machine.
+        recipe: how weights are quantised once they are loaded; empty for as they are.
+        offload: let layers that the GPU has no room for wait in the machine's memory.
+    """
+
+    dtype: str
+    device: str = "cpu"
+    attention: str = "sdpa"
+    head: str = "float32"
+    threads: int = 1
+    recipe: str = ""
+    offload: bool = False
+
+    def fingerprint(self) -> dict[str, str]:
+        """What these options and the installed versions add up to, for keys and reports."""
+        transformers()
+        versions = library_versions()
+        facts = {
+            "name": NAME,
+            "version": versions["transformers"],
+            "torch": versions["torch"],
+            "backend": "CPU",
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "head": self.head,
+        }
+        if self.recipe:
+            facts["recipe"] = self.recipe
+        if self.device == "cpu":
+            return facts | {"instructions": cpu_instructions(), "threads": str(self.threads)}
+        return facts | {"backend": "GPU", "devices": cuda_device()}
+
+
+def resolved_dtype(asked: str, stored: str, device: str) -> str:
+    """The dtype that a model runs in.
+
+    Args:
+        asked: a name of `DTYPES`, or auto: as the weights are stored on a GPU. On a CPU that is
+            float32, which takes every stored weight as it is and is the faster one there.
+        stored: what the model's configuration says; empty if it says nothing.
+        device: cpu or cuda.
+    """
+    if asked != AUTO:
+        return asked
+    return stored if device != "cpu" and stored in DTYPES else "float32"
