@@ -111,7 +111,7 @@ def at_hand(uri: SourceUri) -> Path | None:
             return fetch(uri, cache=Path())
         except UserError:
             return None
-    if uri.scheme == "hf" and importlib.util.find_spec("huggingface_hub"):
+    if uri.scheme == "hf" and uri.path and importlib.util.find_spec("huggingface_hub"):
         import huggingface_hub
 
         found = huggingface_hub.try_to_load_from_cache(

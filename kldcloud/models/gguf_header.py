@@ -8,17 +8,16 @@ Layout: the GGUF specification of the ggml project, versions 2 and 3, little-end
 from __future__ import annotations
 
 import mmap
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from kldcloud.errors import FormatError, UserError
+from kldcloud.errors import FormatError
 from kldcloud.models.ggml_types import GGML_TYPES
-from kldcloud.models.gguf_walk import DOWNLOAD_AGAIN, ArrayInfo, GgufWalk, MetadataValue
+from kldcloud.models.gguf_walk import ArrayInfo, GgufWalk, MetadataValue
+from kldcloud.models.regular_file import DOWNLOAD_AGAIN, open_regular
 
 __all__ = [
     "ArrayInfo",
@@ -123,7 +122,7 @@ def read_gguf_header(path: str | Path, *, needs_architecture: bool = True) -> Gg
     """
     path = Path(path)
     with (
-        _open_regular(path) as file,
+        open_regular(path) as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         walk = GgufWalk(data, path)
@@ -159,26 +158,10 @@ def read_tensor_bytes(
         FormatError: the file is shorter than its header said.
     """
     path = Path(path)
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         if info.offset + info.nbytes > path.stat().st_size:
             raise FormatError(f"{path}: ends within the tensor {info.name!r}", hint=DOWNLOAD_AGAIN)
         return np.memmap(file, dtype=np.uint8, mode="r", offset=info.offset, shape=(info.nbytes,))
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    try:
-        status = path.stat()
-        # A pipe would block in open, and neither it nor a folder can be mapped.
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: is not a file", hint="give the path of one .gguf file")
-        if status.st_size == 0:
-            raise FormatError(f"{path}: is an empty file", hint=DOWNLOAD_AGAIN)
-        return path.open("rb")
-    except OSError as error:
-        reason = error.strerror or "cannot be opened"
-        raise UserError(f"{path}: {reason}", hint="check the path of the model") from error
-    except ValueError:  # a NUL in the path
-        raise UserError(f"{str(path)!r}: is no path", hint="check the path of the model") from None
 
 
 def _read_version(walk: GgufWalk) -> int:

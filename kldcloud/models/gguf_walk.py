@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kldcloud.errors import FormatError
-
-DOWNLOAD_AGAIN = "download it again"
+from kldcloud.models.regular_file import DOWNLOAD_AGAIN
 
 _MAX_TEXT_BYTES = 1 << 26  # all string values together; chat templates are a few hundred KiB
 _MAX_ARRAY_STRINGS = 1 << 24  # over all arrays: each costs a step of the walk

@@ -40,7 +40,7 @@ def download_from_hub(uri: SourceUri, *, progress: ProgressCallback | None = Non
             uri.container, uri.path, revision=uri.revision, **options
         )
     except Exception as error:
-        raise _explain(error, uri) from error
+        raise explain(error, uri) from error
     return Path(path)
 
 
@@ -60,7 +60,8 @@ def _reporting_bar(bar: Any, progress: ProgressCallback | None) -> type:  # noqa
     return Reporting
 
 
-def _explain(error: Exception, uri: SourceUri) -> UserError:
+def explain(error: Exception, uri: SourceUri) -> UserError:
+    """What huggingface_hub's exception means, in one line without the token or its own words."""
     from huggingface_hub import errors
 
     repository = f"hf:{uri.container}"

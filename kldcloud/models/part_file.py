@@ -170,6 +170,19 @@ def _append(
     progress(size, size)
 
 
+def one_of_many(
+    done: int, total: int, progress: ProgressCallback | None
+) -> ProgressCallback | None:
+    """Return what reports the progress of one file as that of several together.
+
+    Args:
+        done: bytes of the files before it.
+        total: bytes of all.
+        progress: told; None for nobody.
+    """
+    return progress and (lambda now, _size: progress(done + now, total))
+
+
 @contextlib.contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
     """Make the folder, and turn what its file system refuses into one sentence.

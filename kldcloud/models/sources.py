@@ -1,17 +1,27 @@
-"""Bringing what a URI names onto this machine: a model file's path, or a text."""
+"""Bringing what a URI names onto this machine: the path of a file or of a model folder, a text."""
 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from kldcloud.errors import FormatError, UserError
+from kldcloud.errors import FormatError, SpecError, UserError
 from kldcloud.models.part_file import ProgressCallback
 from kldcloud.spec.nearest import nearest
-from kldcloud.spec.uri import SourceUri
+from kldcloud.spec.uri import SourceUri, parse_uri
 
-__all__ = ["MAX_TEXT_BYTES", "ProgressCallback", "decode_text", "fetch", "read_text"]
+__all__ = [
+    "MAX_TEXT_BYTES",
+    "ProgressCallback",
+    "decode_text",
+    "fetch",
+    "fetch_model",
+    "model_at_hand",
+    "pinned",
+    "read_text",
+]
 
 MAX_TEXT_BYTES: Final = 4 << 30
 
@@ -29,11 +39,15 @@ def fetch(uri: SourceUri, *, cache: Path, progress: ProgressCallback | None = No
         UserError: it is not there, or is no file.
         StoreError: S3 cannot be reached or read, or the cache has no room.
     """
+    if uri.is_repository:
+        raise UserError(
+            f"{uri} is a whole repository, not a file", hint=f"write hf:{uri.container}/file"
+        )
     match uri.scheme:
         case "file":
             return _local_file(uri)
         case "package":
-            return _package_file(uri)
+            return _package_path(uri, folders=False)
         case "s3":
             from kldcloud.models.s3_download import download_object
 
@@ -44,6 +58,63 @@ def fetch(uri: SourceUri, *, cache: Path, progress: ProgressCallback | None = No
             return download_from_hub(uri, progress=progress)
         case "builtin":
             raise UserError(f"{uri} is a text, not a file")
+
+
+def fetch_model(uri: SourceUri, *, cache: Path, progress: ProgressCallback | None = None) -> Path:
+    """Return the path of a model: of a file as `fetch` does, or of a folder of safetensors.
+
+    A folder is what `model_folder.read_model_folder` checks; here it only has to be there. One of
+    the Hugging Face Hub is fetched at one commit: see `pinned`.
+
+    Args:
+        uri: where it is.
+        cache: as `fetch`.
+        progress: as `fetch`, over all files together.
+
+    Raises:
+        UserError: as `fetch`.
+        StoreError: as `fetch`.
+        FormatError: a repository has no safetensors of a whole model.
+    """
+    if uri.is_repository:
+        from kldcloud.models.hub_repository import download_repository
+
+        return download_repository(uri, progress=progress)
+    if uri.scheme == "package":
+        return _package_path(uri, folders=True)
+    if uri.scheme == "file":
+        path = Path(uri.path).expanduser()
+        if path.is_dir():
+            return path
+        if not path.exists() and not path.parent.exists():
+            raise UserError(f"{path} does not exist", hint=_as_repository(path))
+    return fetch(uri, cache=cache, progress=progress)
+
+
+def model_at_hand(uri: SourceUri) -> Path | None:
+    """The path of a model that `fetch_model` would not download anything of, else None."""
+    if uri.is_repository:
+        if importlib.util.find_spec("huggingface_hub") is None:
+            return None
+        from kldcloud.models.hub_repository import cached_repository
+
+        return cached_repository(uri)
+    if uri.scheme not in {"file", "package"}:
+        return None
+    try:
+        return fetch_model(uri, cache=Path())
+    except UserError:
+        return None
+
+
+def pinned(uri: SourceUri, path: Path) -> SourceUri:
+    """Return what names the same model on every machine, whatever its branch comes to mean.
+
+    Args:
+        uri: where the model is.
+        path: what `fetch_model` returned for it.
+    """
+    return replace(uri, revision=path.name) if uri.is_repository else uri
 
 
 def read_text(uri: SourceUri, *, cache: Path, progress: ProgressCallback | None = None) -> str:
@@ -99,7 +170,16 @@ def _local_file(uri: SourceUri) -> Path:
     raise UserError(f"{path} does not exist", hint=_similar_in(path.parent, path.name))
 
 
-def _package_file(uri: SourceUri) -> Path:
+def _as_repository(path: Path) -> str | None:
+    """What to write if this was meant to be `org/repo`, as other tools take it."""
+    try:
+        uri = parse_uri(f"hf:{path.parent.name}/{path.name}")
+    except SpecError:
+        return None
+    return f"for a repository of the Hugging Face Hub, write hf:{uri.container}"
+
+
+def _package_path(uri: SourceUri, *, folders: bool) -> Path:
     """Find a file of an installed package from its metadata alone: none of its code runs."""
     top, *below = uri.container.split(".")
     try:
@@ -115,8 +195,9 @@ def _package_file(uri: SourceUri) -> Path:
     if not roots:
         raise UserError(f"{uri}: {top} is a module without a folder of files")
     for root in roots:
-        if (root / uri.path).is_file():
-            return root / uri.path
+        path = root / uri.path
+        if path.is_file() or (folders and path.is_dir()):
+            return path
     missing = roots[0] / uri.path
     raise UserError(
         f"{uri}: the package has no such file", hint=_similar_in(missing.parent, missing.name)

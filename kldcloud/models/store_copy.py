@@ -67,7 +67,7 @@ def upload_once(
         FormatError: what is not a digest; an object of that key with another size.
         StoreError: the store failed.
     """
-    key = _key(sha256)
+    key = object_key(sha256)
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -118,7 +118,7 @@ def cached_copy(
         StoreError: no such object, no room, or the store or the cache failed. What has been
             fetched stays, and the next call goes on from there.
     """
-    key = _key(sha256)
+    key = object_key(sha256)
     if not 0 < size <= _MAX_BYTES:
         raise FormatError(f"{key} cannot have {size} bytes")
     copy = _Copy(store, key, sha256, size, cache / key, progress or _silent)
@@ -247,7 +247,12 @@ class _Copy:
         part.unlink(missing_ok=True)
 
 
-def _key(sha256: str) -> str:
+def object_key(sha256: str) -> str:
+    """The key of the object that has these bytes.
+
+    Raises:
+        FormatError: what is not a digest.
+    """
     if not _SHA256.fullmatch(sha256):
         raise FormatError(f"{sha256[:80]!r} is no SHA-256: that is 64 digits of 0-9 and a-f")
     return f"models/{sha256}"

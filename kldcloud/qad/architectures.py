@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kldcloud.errors import FormatError
 from kldcloud.models.dequantize import DEQUANTIZED
 from kldcloud.models.gguf_header import GgufHeader, TensorInfo, read_gguf_header
-from kldcloud.models.gguf_walk import DOWNLOAD_AGAIN
+from kldcloud.models.regular_file import DOWNLOAD_AGAIN
 from kldcloud.qad.hyperparameters import ROPE_DIVISORS, Hyperparameters, read_hyperparameters
 
 Rows = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import numpy as np
 from kldcloud.errors import FormatError
 from kldcloud.models.dequantize import dequantize
 from kldcloud.models.gguf_header import ArrayInfo, GgufHeader, read_tensor_bytes
-from kldcloud.models.gguf_walk import DOWNLOAD_AGAIN
+from kldcloud.models.regular_file import DOWNLOAD_AGAIN
 
 ROPE_DIVISORS = "rope_freqs.weight"
 """Llama 3's stretching of slow rotations: each rotary frequency is divided by its entry."""

@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from kldcloud.errors import SpecError
 from kldcloud.spec.quants import quant_type_or_recipe
-from kldcloud.spec.uri import SourceUri, check_store, parse_uri, shown_uri
+from kldcloud.spec.uri import SourceUri, check_store, no_hub_file, parse_uri, shown_uri
 
 Parsed = TypeVar("Parsed")
 
@@ -108,6 +108,14 @@ def _text(parse: Callable[[str], Parsed]) -> PlainValidator:
 
 
 def source_uri(value: object) -> SourceUri:
+    """Return the place of a file, from text or parsed already; refuses a whole repository."""
+    source = model_place(value)
+    if source.is_repository:
+        raise refused(str(no_hub_file(str(source))))
+    return source
+
+
+def model_place(value: object) -> SourceUri:
     """Return the place that text names; a parsed one comes back as it is."""
     if isinstance(value, SourceUri):
         return value
@@ -222,6 +230,8 @@ def _switch_word(value: object) -> object:
 
 Name = Annotated[str, _text(_name)]
 Source = Annotated[SourceUri, PlainValidator(source_uri), PlainSerializer(str)]
+ModelPlace = Annotated[SourceUri, PlainValidator(model_place), PlainSerializer(str)]
+"""Of a file, a folder or a repository."""
 ModelSource = Annotated[SourceUri, PlainValidator(model_source), PlainSerializer(str)]
 StoreAddress = Annotated[str, _text(check_store)]
 QuantType = Annotated[str, _text(quant_type_or_recipe)]

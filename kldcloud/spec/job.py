@@ -12,6 +12,7 @@ from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.fields import (
     ByteCount,
     Chunks,
+    ModelPlace,
     Name,
     QuantType,
     Source,
@@ -75,7 +76,7 @@ class BaseSpec(SpecModel):
     """The reference that every candidate is measured against.
 
     Attributes:
-        model: a GGUF file.
+        model: a GGUF file, or a folder or repository of safetensors.
         convert: the type that the model is converted to before anything is measured, which makes
             a quantised file usable as the base of `quantize` candidates.
         logits: a base file that llama.cpp's `--kl-divergence-base` wrote, instead of a model.
@@ -83,7 +84,7 @@ class BaseSpec(SpecModel):
         expect: its size, vocabulary and width, for a plan without the file.
     """
 
-    model: Source | None = None
+    model: ModelPlace | None = None
     convert: Literal["F32", "F16", "BF16"] | None = None
     logits: Source | None = None
     name: Name | None = None
@@ -118,14 +119,15 @@ class CandidateSpec(SpecModel):
     Attributes:
         quantize: the llama.cpp type that the base is quantised to.
         imatrix: the importance matrix that it is quantised with.
-        model: a GGUF file that exists already, instead.
+        model: instead, one that exists already: a GGUF file, or a folder or repository of
+            safetensors.
         name: what reports and keys call it.
         expect: its size, for a plan without the file.
     """
 
     quantize: QuantType | None = None
     imatrix: ImatrixSpec | None = None
-    model: Source | None = None
+    model: ModelPlace | None = None
     name: Name | None = None
     expect: Expected = Expected()
 

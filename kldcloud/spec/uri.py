@@ -23,10 +23,17 @@ KNOWN_FORMS: Final = (
 _WEB_SCHEMES: Final = ("http", "https", "ftp")
 _HUB_PREFIX: Final = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/")
 _HUB_FILE: Final = re.compile(r"(?P<repo>[^/?#]+/[^/?#]+)/(?:resolve|blob)/(?P<tail>[^?#]+)")
+_HUB_PAGE: Final = re.compile(
+    r"(?P<repo>(?!datasets/|spaces/|docs/|papers/)[^/?#]+/[^/?#]+?)/?(?:/tree/(?P<revision>[^?#]+?)/?)?"
+)
 _SCHEME: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<rest>.*)", re.DOTALL)
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")
+# What ends so is a file, whose organisation or repository was forgotten.
+_FILES: Final = (".gguf", ".json", ".jsonl", ".kld", ".safetensors", ".txt")
+# Not in `Llama-3.1-8B` or `model.Q4_0`.
+_SUFFIX: Final = re.compile(r"\.[A-Za-z]+")
 _LONGEST_URI: Final = 4096
 _LONGEST_S3_KEY: Final = 1024  # bytes of UTF-8: S3's own limit
 _SHOWN: Final = 80
@@ -34,13 +41,13 @@ _SHOWN: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class SourceUri:
-    """One place to read a file or a text from. Parsing it touches nothing; `models.sources` reads.
+    """One place to read from. Parsing it touches nothing; `models.sources` reads.
 
     Attributes:
         scheme: what kind of place it is; a plain path is a `file`.
         container: bucket (s3), `org/repo` (hf) or dotted module (package); else empty.
-        path: path (file), key (s3), file inside the repository or the package's folder, or the
-            built-in text's name.
+        path: path (file), key (s3), file inside the repository (empty for the whole of it) or the
+            package's folder, or the built-in text's name.
         revision: branch, tag or commit of a Hugging Face repository; None for other schemes.
     """
 
@@ -57,7 +64,8 @@ class SourceUri:
             case "s3":
                 return f"s3://{self.container}/{self.path}"
             case "hf":
-                return f"hf:{self.container}/{self.path}@{self.revision}"
+                path = f"/{self.path}" if self.path else ""
+                return f"hf:{self.container}{path}@{self.revision}"
             case "package":
                 return f"package:{self.container}/{self.path}"
             case "builtin":
@@ -65,13 +73,23 @@ class SourceUri:
 
     @property
     def filename(self) -> str:
-        """The file's name without its folder."""
-        return PurePosixPath(self.path).name
+        """The name of the file, the folder or the repository, without what it is in."""
+        return PurePosixPath(self.path or self.container).name
 
     @property
     def stem(self) -> str:
-        """The file's name without its folder and last suffix."""
-        return PurePosixPath(self.path).stem
+        """As `filename`, without a file's last suffix, which is a dot and letters.
+
+        Nothing is looked at, so a folder called `model.awq` loses it too; a repository never does.
+        """
+        name = PurePosixPath(self.filename)
+        is_file = not self.is_repository and _SUFFIX.fullmatch(name.suffix)
+        return name.stem if is_file else name.name
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether this is a whole repository of the Hugging Face Hub, not a file of one."""
+        return self.scheme == "hf" and not self.path
 
     def resolved(self, folder: Path) -> SourceUri:
         """Return the same place with a relative path made absolute, seen from `folder`.
@@ -133,6 +151,14 @@ def check_store(text: str) -> str:
     return text
 
 
+def no_hub_file(text: str) -> SpecError:
+    """The refusal of what should name a file of the Hugging Face Hub."""
+    return SpecError(
+        f"{shown_uri(text)} does not name a file of a Hugging Face repository",
+        hint="write hf:org/repo/file.gguf, and @revision after it if not main",
+    )
+
+
 def shown_uri(text: str) -> str:
     """Return `text` quoted for a message: short, one line, without user:password or query."""
     text = re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)  # a secret may itself hold '/' or '@'
@@ -184,13 +210,10 @@ def _parse_hf(text: str, rest: str) -> SourceUri:
     if not at:
         location, revision = rest, "main"
     parts = location.split("/")
-    named = len(parts) > 2 and all(_HUB_NAME.fullmatch(part) for part in parts[:2])  # noqa: PLR2004 - org, repo, and at least one part of a file's path
+    named = len(parts) >= 2 and all(_HUB_NAME.fullmatch(part) for part in parts[:2])  # noqa: PLR2004 - org and repo
     path = "/".join(parts[2:])
-    if not named or _climbs(path):
-        raise SpecError(
-            f"{shown_uri(text)} does not name a file of a Hugging Face repository",
-            hint="write hf:org/repo/file.gguf, and @revision after it if not main",
-        )
+    if not named or (_climbs(path) if parts[2:] else parts[1].lower().endswith(_FILES)):
+        raise no_hub_file(text)
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise SpecError(
             f"{shown_uri(text)} has no usable revision after '@'",
@@ -227,11 +250,14 @@ def _parse_builtin(_: str, name: str) -> SourceUri:
 def _web_refusal(text: str) -> SpecError:
     hint = "download it first and give the file's path"
     prefix = _HUB_PREFIX.match(text)
-    found = _HUB_FILE.fullmatch(text[prefix.end() :].split("?", 1)[0]) if prefix else None
-    if found:
+    page = text[prefix.end() :].split("?", 1)[0] if prefix else ""
+    if found := _HUB_FILE.fullmatch(page):
         revision, _, path = found["tail"].partition("/")
         suffix = "" if revision == "main" else f"@{revision}"
         hint = f"write hf:{found['repo']}/{path}{suffix}"
+    elif found := _HUB_PAGE.fullmatch(page):
+        suffix = f"@{found['revision']}" if found["revision"] not in {None, "main"} else ""
+        hint = f"write hf:{found['repo']}{suffix}"
     return SpecError(f"{shown_uri(text)} is a web address", hint=hint)
 
 
