@@ -134,7 +134,12 @@ def price_of(cluster: ClusterSpec) -> Price:
 
 
 def assumed_crew(
-    cluster: ClusterSpec, engine: EngineOptions, accelerators: object, chunks: int
+    cluster: ClusterSpec,
+    engine: EngineOptions,
+    accelerators: object,
+    chunks: int,
+    *,
+    on_gpu: bool,
 ) -> Crew:
     """The workers of machines that nobody has seen: as many as GPUs are asked for, else one each.
 
@@ -143,10 +148,11 @@ def assumed_crew(
         engine: the job's options.
         accelerators: of one machine, in any form that SkyPilot takes.
         chunks: more workers than that would idle.
+        on_gpu: whether models run on GPUs.
     """
     gpus = gpu_count(accelerators)
     node = NodeFacts(name="", host="", cores=1, memory=0, gpus=gpus, engine={})
-    seats = seats_for(cluster, engine, [node] * cluster.nodes, 0, 0, chunks)
+    seats = seats_for(cluster, engine, [node] * cluster.nodes, 0, 0, chunks, on_gpu=on_gpu)
     if isinstance(cluster.workers, int):
         source = "as the cluster says"
     elif seats[0].gpus:

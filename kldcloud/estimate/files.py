@@ -12,13 +12,20 @@ from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.model_folder import ModelFolder, read_model_folder
+from kldcloud.models.sources import model_at_hand
+from kldcloud.models.tokenizer import open_tokenizer
+from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
 from kldcloud.pipeline.corpus_tokens import corpus_tokens
-from kldcloud.pipeline.model_files import ModelFile
+from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.pipeline.prepare import HERE, KLD_CORPUS, ChunkedCorpus, KldBase
 from kldcloud.pipeline.progress import Progress
+from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.job import BaseSpec, CandidateSpec, CorpusSpec, Expected, SweepJob
+from kldcloud.spec.recipes import RECIPES
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.choose import BaseShape
+from kldcloud.staging.folder_head import shape_of_folder
 from kldcloud.staging.head import head_tensor
 from kldcloud.staging.kld_file import read_kld_header
 from kldcloud.staging.states import BLOCK, SUPPORTED_HEADS
@@ -99,6 +106,37 @@ class PlannedCorpus:
         return self.chunks * ChunkShape(self.context).rows
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How models would be run, as far as a plan knows.
+
+    Attributes:
+        engine: the job's options, with the cluster's in their place.
+        gpu: whether there is one.
+    """
+
+    engine: EngineOptions
+    gpu: bool
+
+    def of_folder(self, folder: ModelFolder) -> TransformersOptions:
+        """How transformers would run it; nothing is asked of torch."""
+        said = self.engine.transformers
+        device = ("cuda" if self.gpu else "cpu") if said.device == "auto" else said.device
+        dtype = resolved_dtype(said.dtype, folder.dtype or "", device)
+        return TransformersOptions(dtype, device, head=said.head)
+
+
+def has_folders(job: SweepJob) -> bool:
+    """Whether transformers would run any of a job's models, as far as can be seen from here."""
+    named = (job.base.model, *(each.model for each in job.candidates))
+    return any(uri is not None and _is_folder(uri) for uri in named)
+
+
+def _is_folder(uri: SourceUri) -> bool:
+    path = None if uri.is_repository else model_at_hand(uri)
+    return uri.is_repository or (path is not None and path.is_dir())
+
+
 def at_hand(uri: SourceUri) -> Path | None:
     """The path of what a URI names, if it is on this machine; nothing is downloaded."""
     if uri.scheme == "file":
@@ -121,19 +159,26 @@ def at_hand(uri: SourceUri) -> Path | None:
     return None
 
 
+def model_here(uri: SourceUri) -> Path | None:
+    """The path of a model file or folder, if it is on this machine; nothing is downloaded."""
+    return at_hand(uri) or model_at_hand(uri)
+
+
 def is_stated(base: BaseSpec) -> bool:
     """Whether the job says all of a base that a plan needs."""
     given = base.expect
     return None not in (given.bytes, given.vocabulary, given.width)
 
 
-def prepared_base(job: SweepJob, base: ModelFile | KldBase) -> PlannedBase:
+def prepared_base(job: SweepJob, base: Model | KldBase, how: Evaluation) -> PlannedBase:
     """A base that has been fetched, and converted if the job says so."""
     source = job.base.model or job.base.logits
     if isinstance(base, KldBase):
         file = PlannedModel(base.name, source, base.header.expected_bytes, here=True)
         return PlannedBase(file, base.header.n_vocab, None, None, kld=True)
-    file = PlannedModel(base.name, source, base.header.file_bytes, here=True)
+    file = PlannedModel(base.name, source, base.bytes, here=True)
+    if isinstance(base, FolderModel):
+        return _base_of_folder(file, base.folder, how)
     return _base_of(file, base.header, base.path)
 
 
@@ -148,24 +193,14 @@ def prepared_corpora(
     )
 
 
-def planned_base(spec: BaseSpec) -> PlannedBase:
+def planned_base(spec: BaseSpec, how: Evaluation) -> PlannedBase:
     """A base from its header where the file is here, else from what the job states of it."""
     uri = spec.model or spec.logits
     if uri is None:
         raise FormatError("the base names neither a model nor logits")
-    path = at_hand(uri)
-    if path is not None and spec.logits is not None:
-        kld = read_kld_header(path)
-        file = PlannedModel(spec.display_name, uri, kld.expected_bytes, here=True)
-        return PlannedBase(file, kld.n_vocab, None, None, kld=True, path=path)
-    if path is not None:
-        header = read_gguf_header(path)
-        file = PlannedModel(spec.display_name, uri, header.file_bytes, here=True)
-        if spec.convert is not None:
-            header = _converted(header, spec.convert)
-            size = int(header.parameters * _BITS[spec.convert] / 8)
-            file = replace(file, size=size)
-        return _base_of(file, header, path)
+    found = _base_here(spec, uri, how)
+    if found is not None:
+        return found
     given = spec.expect
     if uri.scheme == "file" and given == Expected():
         raise UserError(
@@ -188,6 +223,28 @@ def planned_base(spec: BaseSpec) -> PlannedBase:
         shape = BaseShape(given.vocabulary, "", 0, obstacle)
     weights = int(given.bytes * 8 / _BITS[head]) if given.bytes and head else None
     return PlannedBase(file, given.vocabulary, shape, weights, kld=False)
+
+
+def _base_here(spec: BaseSpec, uri: SourceUri, how: Evaluation) -> PlannedBase | None:
+    """A base that is on this machine."""
+    path = at_hand(uri) if spec.logits is not None else model_here(uri)
+    if path is None:
+        return None
+    if spec.logits is not None:
+        kld = read_kld_header(path)
+        file = PlannedModel(spec.display_name, uri, kld.expected_bytes, here=True)
+        return PlannedBase(file, kld.n_vocab, None, None, kld=True, path=path)
+    if path.is_dir():
+        folder = read_model_folder(path)
+        file = PlannedModel(spec.display_name, uri, folder.tensor_bytes, here=True)
+        return _base_of_folder(file, folder, how)
+    header = read_gguf_header(path)
+    file = PlannedModel(spec.display_name, uri, header.file_bytes, here=True)
+    if spec.convert is not None:
+        header = _converted(header, spec.convert)
+        size = int(header.parameters * _BITS[spec.convert] / 8)
+        file = replace(file, size=size)
+    return _base_of(file, header, path)
 
 
 def planned_corpora(
@@ -252,6 +309,12 @@ def _base_of(file: PlannedModel, header: GgufHeader, path: Path) -> PlannedBase:
     return PlannedBase(file, shape.vocabulary, shape, header.parameters, kld=False, path=path)
 
 
+def _base_of_folder(file: PlannedModel, folder: ModelFolder, how: Evaluation) -> PlannedBase:
+    shape = shape_of_folder(folder, how.of_folder(folder))
+    weights = None if folder.quantization else sum(each.elements for each in folder.tensors)
+    return PlannedBase(file, shape.vocabulary, shape, weights, kld=False, path=folder.path)
+
+
 def _converted(header: GgufHeader, kind: str) -> GgufHeader:
     """The header as far as it matters here, with an output head of another type."""
     tensor = head_tensor(header)
@@ -284,12 +347,14 @@ def _corpus(what: str, spec: CorpusSpec, base: PlannedBase, progress: Progress) 
     """One text; `what` it is begins every refusal."""
     text, tokens, source = None, spec.expect.tokens, "stated"
     here = spec.text.scheme == "builtin" or at_hand(spec.text) is not None
-    counts = base.path is not None and importlib.util.find_spec("llama_cpp") is not None
+    counts = base.path is not None and _can_count(base.path)
     try:
         if (here and counts) or tokens is None:
             text = HERE.read_text(spec.text, progress)
         if text is not None and counts and base.path is not None:
-            tokens, source = len(corpus_tokens(base.path, spec, text, progress)), "counted"
+            with open_tokenizer(base.path) as tokenizer:
+                tokens = len(corpus_tokens(tokenizer, spec, text, progress))
+            source = "counted"
     except UserError as error:
         hint = error.hint or "or state its expect: {tokens: ...}"
         message = f"{what}: {error.message}"
@@ -308,13 +373,19 @@ def _corpus(what: str, spec: CorpusSpec, base: PlannedBase, progress: Progress) 
     return PlannedCorpus(spec.name, tokens, source, chunks, spec.context, size, spec.text)
 
 
+def _can_count(model: Path) -> bool:
+    """Whether the library that has its tokenizer is installed."""
+    library = "transformers" if model.is_dir() else "llama_cpp"
+    return importlib.util.find_spec(library) is not None
+
+
 def _candidate(spec: CandidateSpec, base: PlannedBase) -> PlannedModel:
     name, size = spec.display_name, spec.expect.bytes
     if spec.model is None:
         if size is None and base.weights is not None:
             size = _quantised_size(base, base.weights, spec.quantize or "")
         return PlannedModel(name, None, size, here=False)
-    path = at_hand(spec.model)
+    path = model_here(spec.model)
     if path is None:
         if size is None and spec.model.scheme == "file":
             raise UserError(
@@ -322,14 +393,15 @@ def _candidate(spec: CandidateSpec, base: PlannedBase) -> PlannedModel:
                 hint="correct it in the job, or state its expect: {bytes: ...}",
             )
         return PlannedModel(name, spec.model, size, here=False)
-    header = read_gguf_header(path)
+    header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
     if base.vocabulary is not None and header.vocabulary_size != base.vocabulary:
         raise FormatError(
             f"candidate {name} ({path}) has a vocabulary of {header.vocabulary_size:,}, "
             f"the base {base.vocabulary:,}",
             hint="only models with the base's tokenizer can be compared with it",
         )
-    return PlannedModel(name, spec.model, header.file_bytes, here=True)
+    size = header.file_bytes if isinstance(header, GgufHeader) else header.tensor_bytes
+    return PlannedModel(name, spec.model, size, here=True)
 
 
 def _quantised_size(base: PlannedBase, weights: int, quant: str) -> int:
@@ -341,7 +413,10 @@ def _quantised_size(base: PlannedBase, weights: int, quant: str) -> int:
 
 
 def _bits_of(quant: str) -> float:
-    """Bits a weight of a type, without its output head."""
+    """Bits a weight of a type or a recipe, without its output head."""
+    if quant in RECIPES:
+        recipe = RECIPES[quant]
+        return recipe.bits + (recipe.scale_bits / recipe.group if recipe.group else 0)
     namesakes = [name for name in _BITS if quant.startswith(name)]
     if namesakes:
         exact = max(namesakes, key=len)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from kldcloud.corpus.chunks import ChunkShape, Tokens
 from kldcloud.errors import UserError
@@ -12,12 +11,15 @@ from kldcloud.estimate.cost import (
     Rented,
     asked_accelerators,
     assumed_crew,
+    gpu_count,
     price_of,
     start_seconds,
 )
 from kldcloud.estimate.files import (
-    at_hand,
+    Evaluation,
+    has_folders,
     is_stated,
+    model_here,
     planned_base,
     planned_candidates,
     planned_corpora,
@@ -27,11 +29,11 @@ from kldcloud.estimate.files import (
 )
 from kldcloud.estimate.numbers import Rate, SweepEstimate
 from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
-from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
+from kldcloud.models.engines import load_engine
 from kldcloud.pipeline.machines import this_node
-from kldcloud.pipeline.model_files import ModelFile
-from kldcloud.pipeline.options import llama_options
-from kldcloud.pipeline.prepare import prepare_base
+from kldcloud.pipeline.model_files import Model
+from kldcloud.pipeline.options import Engines, engines
+from kldcloud.pipeline.prepare import KldBase, prepare_base
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.workers import seats_for
 from kldcloud.spec.cluster import ClusterSpec, cluster_name
@@ -59,13 +61,20 @@ def estimate_sweep(
         UserError: for what the job names and is not there, or not what it should be.
     """
     name = cluster_name(job.cluster)
-    here = None
+    engine, here = cluster.engine_for(job.engine), None
+    gpu = bool(
+        gpu_count(asked_accelerators(cluster.resources)) if cluster.remote else this_node().gpus
+    )
+    how = Evaluation(engine, gpu)
+    on_gpu = engine.n_gpu_layers != 0 or (
+        gpu and engine.transformers.device != "cpu" and has_folders(job)
+    )
     if not cluster.remote and (_is_here(job) or not is_stated(job.base)):
         made, cut = prepare_base(job, progress)
-        base, corpora = prepared_base(job, made), prepared_corpora(job, cut)
-        here = (made.path, cut[0].chunks[0]) if isinstance(made, ModelFile) else None
+        base, corpora = prepared_base(job, made, how), prepared_corpora(job, cut)
+        here = None if isinstance(made, KldBase) else (made, cut[0].chunks[0])
     else:
-        base = planned_base(job.base)
+        base = planned_base(job.base, how)
         corpora = planned_corpora(job, base, progress)
     candidates = planned_candidates(job, base)
     imatrices = planned_imatrices(job, base, progress)
@@ -74,18 +83,26 @@ def estimate_sweep(
     if cluster.remote:
         known = price.offer.accelerators if price.offer else ""
         crew = assumed_crew(
-            cluster, job.engine, known or asked_accelerators(cluster.resources), chunks
+            cluster,
+            job.engine,
+            known or asked_accelerators(cluster.resources),
+            chunks,
+            on_gpu=on_gpu,
         )
     else:
         largest = max(each.size or 0 for each in (base.file, *candidates))
         rows = max(ChunkShape(each.context).rows for each in corpora)
         logits = 4 * rows * (base.vocabulary or 0)
-        seats = seats_for(cluster, job.engine, [this_node()], largest, logits, chunks)
+        seats = seats_for(
+            cluster, job.engine, [this_node()], largest, logits, chunks, on_gpu=on_gpu
+        )
         crew = Crew(len(seats), seats[0].threads, "as this machine carries")
     speed = _stated_rate(job, name, rate)
     if speed.tokens is None and here is not None:
-        options = llama_options(cluster.engine_for(job.engine), crew.threads or 1)
-        speed = Rate(_calibrate(*here, options, progress), "measured on one chunk of the base")
+        speed = Rate(
+            _calibrate(*here, engines(engine, crew.threads or 1), crew.threads or 1, progress),
+            "measured on one chunk of the base",
+        )
     stages, reason = stage_sizes(job, base, corpora, remote=job.store.startswith("s3:"))
     moved = volumes(
         base,
@@ -169,7 +186,7 @@ def refuse_above(estimate: Rented, max_cost: float) -> None:
 
 def _is_here(job: SweepJob) -> bool:
     uri = job.base.model or job.base.logits
-    return uri is not None and at_hand(uri) is not None
+    return uri is not None and model_here(uri) is not None
 
 
 def _stated_rate(job: SweepJob, cluster: str, rate: float | None) -> Rate:
@@ -180,9 +197,11 @@ def _stated_rate(job: SweepJob, cluster: str, rate: float | None) -> Rate:
     return Rate(None, f"unknown: give --rate, or rates: {{{cluster}: ...}} in the job")
 
 
-def _calibrate(path: Path, chunk: Tokens, options: LlamaOptions, progress: Progress) -> float:
+def _calibrate(
+    base: Model, chunk: Tokens, runs: Engines, threads: int, progress: Progress
+) -> float:
     progress.note("calibrating on one chunk")
-    engine = LlamaEngine(path, len(chunk), options)
+    engine = load_engine(base.path, len(chunk), runs.of(base), threads=threads)
     try:
         engine.evaluate(chunk)
         started = time.perf_counter()

@@ -84,17 +84,26 @@ def folder_sha256(folder: Path, on_bytes: Callable[[int], None] | None = None) -
     return folder_manifest(folder, on_bytes).sha256
 
 
+def tokenizer_sha256(folder: Path) -> str:
+    """The digest of a model folder's tokenizer files alone; errors as of `folder_sha256`."""
+    names = [name for name in model_file_names(folder) if name in TOKENIZER_FILES]
+    return FolderManifest(tuple(_hashed(folder, name, None) for name in names)).sha256
+
+
 def folder_manifest(folder: Path, on_bytes: Callable[[int], None] | None = None) -> FolderManifest:
     """Hash the files of a model folder; arguments and errors as of `folder_sha256`."""
-    files = []
-    for name in model_file_names(folder):
-        path = folder / name
-        digest = model_sha256(path, on_bytes)
-        try:
-            files.append(FolderFile(name, digest, path.stat().st_size))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return FolderManifest(tuple(files))
+    return FolderManifest(
+        tuple(_hashed(folder, name, on_bytes) for name in model_file_names(folder))
+    )
+
+
+def _hashed(folder: Path, name: str, on_bytes: Callable[[int], None] | None) -> FolderFile:
+    path = folder / name
+    digest = model_sha256(path, on_bytes)
+    try:
+        return FolderFile(name, digest, path.stat().st_size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def parse_manifest(data: bytes, name: str) -> FolderManifest:

@@ -70,7 +70,7 @@ class ModelFolder:
             settings.
         weight_files: those with tensors, in the order of their names.
         tensor_bytes: of all tensors' data.
-        tensor_count: of them.
+        tensors: all of them, in the order of the weight files.
         head: where the head is; None where it is not stored as one matrix of numbers (quantised)
             or has a name of its own.
     """
@@ -87,7 +87,7 @@ class ModelFolder:
     files: tuple[str, ...]
     weight_files: tuple[Path, ...]
     tensor_bytes: int
-    tensor_count: int
+    tensors: tuple[StoredTensor, ...] = field(repr=False)
     head: HeadTensor | None
 
     @property
@@ -136,7 +136,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         files=tuple(sorted((CONFIG, *index, *chosen.tokenizer, *shards))),
         weight_files=tuple(path / name for name in shards),
         tensor_bytes=sum(header.tensor_bytes for header in headers.values()),
-        tensor_count=sum(len(header.tensors) for header in headers.values()),
+        tensors=tuple(each for header in headers.values() for each in header.tensors.values()),
         head=head,
     )
 

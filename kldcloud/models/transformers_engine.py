@@ -172,9 +172,7 @@ class TransformersEngine:
             self._buffer = np.empty((rows, self._vocabulary.size), np.float32)
         return self._buffer[:rows]
 
-    def _filled(
-        self, logits: torch.Tensor | npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
+    def _filled(self, logits: torch.Tensor | npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if isinstance(logits, np.ndarray):
             return logits
         out = self._room(len(logits))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from kldcloud.staging.head import NOTHING_AFTER, AfterHead, OutputHead
 
 if TYPE_CHECKING:
@@ -73,7 +71,7 @@ def own_logits(
     import torch
 
     if not is_plain(head):
-        logits = head(states)[:, :vocabulary].float()
+        logits: torch.Tensor = head(states)[:, :vocabulary].float()
     else:
         logits = torch.empty((len(states), vocabulary), dtype=torch.float32, device=states.device)
         wide = states.float()
@@ -84,7 +82,7 @@ def own_logits(
         if head.bias is not None:
             logits += head.bias[:vocabulary].float()
     if after.scale != 1:
-        logits *= np.float32(after.scale)
+        logits *= after.scale
     if after.softcap is not None:
         logits = torch.tanh(logits / after.softcap) * after.softcap
     return logits

@@ -100,7 +100,7 @@ def _no_room(folder: ModelFolder) -> EngineError:
     free, whole = torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 0)
     return EngineError(
         f"{folder.path}: not enough GPU memory: its weights are "
-        f"{folder.file_bytes / _GIB:.1f} GiB, and {free / _GIB:.1f} of {whole / _GIB:.1f} GiB "
+        f"{folder.tensor_bytes / _GIB:.1f} GiB, and {free / _GIB:.1f} of {whole / _GIB:.1f} GiB "
         "are free",
         hint="use a GPU with more memory, or engine.transformers.offload: true",
     )

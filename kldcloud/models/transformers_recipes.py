@@ -60,7 +60,8 @@ def _int4() -> Any:  # noqa: ANN401
 
     return _torchao(
         lambda library: library.IntxWeightOnlyConfig(
-            weight_dtype=torch.int4, granularity=PerGroup(RECIPES["torchao-int4"].group)
+            weight_dtype=getattr(torch, "int4"),  # noqa: B009 - unknown to its type stubs
+            granularity=PerGroup(RECIPES["torchao-int4"].group),
         )
     )
 

@@ -137,7 +137,7 @@ def _vocabulary(folder: ModelFolder, tokenizer: Any) -> Vocabulary:  # noqa: ANN
             hint="set add_eos_token to false in tokenizer_config.json",
         )
     bos = tokenizer.bos_token_id
-    if bos is None or added[:-len(plain)] != [bos]:
+    if bos is None or added[: -len(plain)] != [bos]:
         raise FormatError(
             f"{folder.path}: its tokenizer puts {len(added) - len(plain)} tokens before a text, "
             "and they are not the BOS token that tokenizer_config.json names",

@@ -19,6 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256
+from kldcloud.models.folder_copy import upload_folder_once
+from kldcloud.models.folder_digest import folder_sha256
+from kldcloud.models.model_folder import read_model_folder
 from kldcloud.models.sources import read_text
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.life import LaunchRecord, launch_key, read_launch
@@ -168,7 +171,10 @@ def ship(job: Job, store: Store, progress: Progress) -> tuple[ShippedFile, ...]:
     for uri, is_text in named_sources(job):
         if uri.scheme in FETCHED_ANYWHERE or str(uri) in shipped:
             continue
-        path = _text_file(uri, progress) if is_text else Sources().fetch(uri, progress)
+        path = _text_file(uri, progress) if is_text else Sources().fetch_model(uri, progress)
+        if path.is_dir():
+            shipped[str(uri)] = _ship_folder(uri, path, store, progress)
+            continue
         size = path.stat().st_size
         if size == 0:
             raise UserError(f"{uri} is empty")
@@ -178,6 +184,15 @@ def ship(job: Job, store: Store, progress: Progress) -> tuple[ShippedFile, ...]:
             upload_once(store, path, digest, bar.reach)
         shipped[str(uri)] = ShippedFile(str(uri), digest, size)
     return tuple(shipped.values())
+
+
+def _ship_folder(uri: SourceUri, path: Path, store: Store, progress: Progress) -> ShippedFile:
+    size = read_model_folder(path).tensor_bytes
+    with progress.bar(f"hashing {uri.filename}", size) as bar:
+        digest = folder_sha256(path, bar.advance)
+    with progress.bar(f"uploading {uri.filename}", size) as bar:
+        upload_folder_once(store, path, digest, bar.reach)
+    return ShippedFile(str(uri), digest, size, folder=True)
 
 
 def named_sources(job: Job) -> Iterator[tuple[SourceUri, bool]]:

@@ -26,8 +26,8 @@ class Engines:
     """
 
     llama: LlamaOptions
-    transformers: TransformersSpec = TransformersSpec()
-    threads: int = 1
+    transformers: TransformersSpec
+    threads: int
 
     def of(self, model: Model) -> EngineSettings:
         """How a model is run.
@@ -66,7 +66,7 @@ def uses_gpu(engine: EngineOptions, *, folders: bool) -> bool:
 
 
 def torch_device(said: TransformersSpec) -> str:
-    """cpu or cuda.
+    """The kind of device that torch runs models on: cpu or cuda.
 
     Raises:
         UserError: transformers is not installed.

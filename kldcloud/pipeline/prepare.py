@@ -16,6 +16,7 @@ from kldcloud.corpus.order import chunk_order
 from kldcloud.divergence.checkpoints import checkpoints
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.digests import model_sha256
+from kldcloud.models.folder_digest import tokenizer_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.tokenizer import open_tokenizer
@@ -159,7 +160,7 @@ class _Found:
     @property
     def tokenizer(self) -> str:
         """What two models with the same one have in common; empty where nothing says so."""
-        return self.header.tokenizer_sha256 if isinstance(self.header, ModelFolder) else ""
+        return tokenizer_sha256(self.path) if isinstance(self.header, ModelFolder) else ""
 
 
 def prepare(
@@ -267,9 +268,9 @@ def _find_model(
     what: str, name: str, uri: SourceUri, progress: Progress, sources: Sources
 ) -> _Found:
     with about(what):
-        path = sources.fetch(uri, progress)
+        path = sources.fetch_model(uri, progress)
         header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
-        return _Found(name, uri.filename, path, header, sources.origin(uri))
+        return _Found(name, uri.filename, path, header, sources.origin(uri, path))
 
 
 def _find_imatrix(
@@ -309,7 +310,9 @@ def _make_base(
         kld = KldBase(source.name, source.file, source.path, digest, source.header)
         return kld, (_corpus_of_file(job, kld),)
     others = [each for each in candidates if each is not None and _may_cut_otherwise(source, each)]
-    corpora = tuple(_corpus(source, others, spec, job.stop, progress, sources) for spec in job.corpora)
+    corpora = tuple(
+        _corpus(source, others, spec, job.stop, progress, sources) for spec in job.corpora
+    )
     base = _as_model(source, progress)
     if job.base.convert is not None:
         if isinstance(base, FolderModel):

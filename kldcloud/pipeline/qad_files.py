@@ -141,7 +141,7 @@ def qad_files(
     if init.model is not None:
         with about("student.init"):
             path = sources.fetch(init.model, progress)
-            origin = sources.origin(init.model)
+            origin = sources.origin(init.model, path)
             given = model_file("init", init.model.filename, path, progress, origin)
         return QadFiles(teacher, (), given)
     assert init.quantize is not None  # noqa: S101 - the job has one of the two
@@ -201,7 +201,7 @@ def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile
     with about("teacher"):
         path = sources.fetch(spec.model, progress)
         header = read_gguf_header(path)
-        origin = sources.origin(spec.model)
+        origin = sources.origin(spec.model, path)
         found = model_file(spec.display_name, spec.model.filename, path, progress, origin)
     convert = spec.convert or ("F16" if _is_quantised(header) else None)
     return found if convert is None else quantize_model(found, convert, found.name, progress)

@@ -245,9 +245,7 @@ class Session:
             plan.prepared, plan.engines, remote=False, force_logits=reason, mixed=plan.mixed
         )
 
-    def _why_not_hidden(
-        self, plan: SweepPlan, base: Model, identity: StageIdentity
-    ) -> str | None:
+    def _why_not_hidden(self, plan: SweepPlan, base: Model, identity: StageIdentity) -> str | None:
         engine = EngineRef(reference(base), identity.context, plan.engines.of(base))
         chunk = tokens_bytes(plan.prepared.corpora[0].chunks[:1])
         workers = self._workers(plan)

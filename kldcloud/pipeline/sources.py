@@ -14,7 +14,9 @@ from pathlib import Path
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256, remember_sha256
-from kldcloud.models.sources import decode_text, fetch, read_text
+from kldcloud.models.folder_copy import fetch_folder
+from kldcloud.models.folder_digest import folder_sha256
+from kldcloud.models.sources import decode_text, fetch, fetch_model, pinned, read_text
 from kldcloud.models.store_copy import cached_copy
 from kldcloud.pipeline.progress import Bar, Progress
 from kldcloud.pipeline.tasks import ModelRef
@@ -33,11 +35,13 @@ class ShippedFile:
         uri: what the job calls it.
         sha256: of its bytes.
         size: in bytes.
+        folder: whether it is a folder of safetensors, by its digest.
     """
 
     uri: str
     sha256: str
     size: int
+    folder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,16 @@ class Sources:
                 return fetch(uri, cache=cache_dir(), progress=bar.reach)
             return self._copy(there, bar)
 
+    def fetch_model(self, uri: SourceUri, progress: Progress) -> Path:
+        """The path of a model on this machine: a file, or a folder of safetensors."""
+        with _bar(uri, progress) as bar:
+            there = self.shipped.get(str(uri))
+            if there is None or self.store is None:
+                return fetch_model(uri, cache=cache_dir(), progress=bar.reach)
+            if there.folder:
+                return fetch_folder(self.store, there.sha256, cache=cache_dir(), progress=bar.reach)
+            return self._copy(there, bar)
+
     def read_text(self, uri: SourceUri, progress: Progress) -> str:
         """A text, exactly as it is."""
         with _bar(uri, progress) as bar:
@@ -68,11 +82,16 @@ class Sources:
                 return read_text(uri, cache=cache_dir(), progress=bar.reach)
             return decode_text(self._copy(there, bar).read_bytes(), str(uri))
 
-    def origin(self, uri: SourceUri) -> str:
-        """What other machines can fetch the file from; empty if only the store has it for them."""
+    def origin(self, uri: SourceUri, path: Path) -> str:
+        """What other machines can fetch it from; empty if only the store has it for them.
+
+        Args:
+            uri: what the job calls it.
+            path: where it is here.
+        """
         if str(uri) in self.shipped or uri.scheme not in FETCHED_ANYWHERE:
             return ""
-        return str(uri)
+        return str(pinned(uri, path))
 
     def _copy(self, there: ShippedFile, bar: Bar) -> Path:
         assert self.store is not None  # noqa: S101 - both callers have asked
@@ -85,6 +104,8 @@ def local_copy(model: ModelRef, store: Store, progress: Callable[[int, int], Non
     Raises:
         FormatError: if its origin has another file by now.
     """
+    if model.folder:
+        return _local_folder(model, store, progress)
     # What lies in this cache was checked when it came, by one process for all of the machine's.
     kept_here = model.path.is_relative_to(cache_dir() / "models")
     if not kept_here and _is_it(model, model.path):
@@ -93,11 +114,34 @@ def local_copy(model: ModelRef, store: Store, progress: Callable[[int, int], Non
         return _from_store(store, model.sha256, model.size, progress)
     path = fetch(parse_uri(model.origin), cache=cache_dir(), progress=progress)
     if not _is_it(model, path):
-        raise FormatError(
-            f"{model.origin} is not the file that this run began with",
-            hint="name a revision in the job, and launch it again",
-        )
+        raise _another(model)
     return path
+
+
+def _local_folder(model: ModelRef, store: Store, progress: Callable[[int, int], None]) -> Path:
+    kept_here = model.path.is_relative_to(cache_dir() / "folders")
+    if not kept_here and _is_folder(model, model.path):
+        return model.path
+    if not model.origin:
+        return fetch_folder(store, model.sha256, cache=cache_dir(), progress=progress)
+    path = fetch_model(parse_uri(model.origin), cache=cache_dir(), progress=progress)
+    if not _is_folder(model, path):
+        raise _another(model)
+    return path
+
+
+def _is_folder(model: ModelRef, path: Path) -> bool:
+    try:
+        return folder_sha256(path) == model.sha256
+    except UserError:
+        return False
+
+
+def _another(model: ModelRef) -> FormatError:
+    return FormatError(
+        f"{model.origin} is not the model that this run began with",
+        hint="name a revision in the job, and launch it again",
+    )
 
 
 def _from_store(store: Store, sha256: str, size: int, progress: Callable[[int, int], None]) -> Path:

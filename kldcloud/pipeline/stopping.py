@@ -14,7 +14,7 @@ from kldcloud.divergence.sequential import Decision, Rule, decide
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import Stopped
 from kldcloud.pipeline.measuring import Measured
-from kldcloud.pipeline.model_files import ModelFile
+from kldcloud.pipeline.model_files import Model
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus
 from kldcloud.pipeline.progress import Progress
@@ -78,7 +78,7 @@ def measure_until_settled(
 def _decision(
     rule: Rule,
     read: _ChunkMeans,
-    candidates: Sequence[ModelFile],
+    candidates: Sequence[Model],
     shards: Sequence[Shard],
     corpus: ChunkedCorpus,
 ) -> Decision | None:

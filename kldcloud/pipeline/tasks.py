@@ -25,12 +25,14 @@ class ModelRef:
         sha256: of its bytes; of all that decides its numbers, for a folder.
         size: in bytes.
         origin: a URI that any machine can fetch it from; empty for the store's `models/<sha256>`.
+        folder: whether it is a folder.
     """
 
     path: Path
     sha256: str
     size: int
     origin: str = ""
+    folder: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kldcloud.corpus.chunks import Shard
-from kldcloud.pipeline.model_files import Model
+from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.pipeline.plan import SweepPlan
 from kldcloud.pipeline.prepare import ChunkedCorpus
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, StageTask
@@ -77,4 +77,5 @@ def measure_tasks(
 
 def reference(model: Model) -> ModelRef:
     """A model as tasks name it."""
-    return ModelRef(model.path, model.sha256, model.bytes, model.origin)
+    folder = isinstance(model, FolderModel)
+    return ModelRef(model.path, model.sha256, model.bytes, model.origin, folder)
