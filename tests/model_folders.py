@@ -22,16 +22,12 @@ from tokenizers import (
 from kldcloud.qad.torch_model import load_model
 
 _WORD_START = "\u2581"
-_GPT2_WORDS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-)
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How GPT-2 splits a text (Radford et al., 2019), which llama.cpp's `smollm` does too, after it
 has taken digits apart."""
 
 
-def folder_of(
-    model: Path, folder: Path, *, dtype: str = "float32", max_shard: str = "5GB"
-) -> Path:
+def folder_of(model: Path, folder: Path, *, dtype: str = "float32", max_shard: str = "5GB") -> Path:
     """Write a GGUF's weights and vocabulary as Hugging Face has them.
 
     Args:
@@ -57,8 +53,10 @@ def write_tokenizer(model: Path, folder: Path) -> None:
 
     tokens = value("ggml.tokens")
     kinds = value("ggml.token_type")
-    made = _of_sentencepiece(tokens) if value("ggml.model") == "llama" else _of_bytes(
-        tokens, value("ggml.merges")
+    made = (
+        _of_sentencepiece(tokens)
+        if value("ggml.model") == "llama"
+        else _of_bytes(tokens, value("ggml.merges"))
     )
     special = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
     made.add_special_tokens(
@@ -94,9 +92,7 @@ def _of_sentencepiece(tokens: list[str]) -> Tokenizer:
         for at in range(1, len(token))
         if token[:at] in rank and token[at:] in rank and not token.startswith("<")
     ]
-    made = Tokenizer(
-        models.BPE(vocab=rank, merges=merges, unk_token=tokens[0], byte_fallback=True)
-    )
+    made = Tokenizer(models.BPE(vocab=rank, merges=merges, unk_token=tokens[0], byte_fallback=True))
     made.normalizer = normalizers.Sequence(
         [normalizers.Prepend(_WORD_START), normalizers.Replace(" ", _WORD_START)]
     )

@@ -47,6 +47,7 @@ from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.load import Job
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.recipes import RECIPES
 from kldcloud.store import check_usable, open_store
 from kldcloud.store.base import Store
 
@@ -273,5 +274,14 @@ def _folder(order: LaunchOrder, job: Job) -> LaunchFolder:
     path.mkdir(parents=True, mode=0o700)
     wheel = build_wheel(path)
     write_order(path, order, job)
-    hub = any(uri.scheme == "hf" for uri, _ in named_sources(job))
-    return LaunchFolder(Path(path), wheel.name, hub, trains=isinstance(job, QadJob))
+    named = [uri for uri, _ in named_sources(job)]
+    quants = () if isinstance(job, QadJob) else [each.quantize for each in job.candidates]
+    return LaunchFolder(
+        Path(path),
+        wheel.name,
+        needs_hub=any(uri.scheme == "hf" for uri in named),
+        trains=isinstance(job, QadJob),
+        runs_folders=any(uri.is_repository for uri in named)
+        or any(each.folder for each in order.shipped),
+        recipes=any(quant in RECIPES for quant in quants),
+    )

@@ -88,17 +88,28 @@ class LaunchFolder:
         wheel: the wheel's file name.
         needs_hub: whether a machine will fetch from the Hugging Face Hub.
         trains: whether machines will train.
+        runs_folders: whether any model is a folder of safetensors.
+        recipes: whether any is quantised while it is loaded.
     """
 
     path: Path
     wheel: str
     needs_hub: bool
     trains: bool = False
+    runs_folders: bool = False
+    recipes: bool = False
 
     @property
     def extras(self) -> list[str]:
         """What is installed with the wheel, beside what every machine needs."""
-        return ["llama", *(["hf"] if self.needs_hub else []), *(["qad"] if self.trains else [])]
+        asked = {
+            "llama": True,
+            "hub": self.needs_hub,
+            "hf": self.runs_folders,
+            "recipes": self.recipes,
+            "qad": self.trains,
+        }
+        return [name for name, wanted in asked.items() if wanted]
 
 
 def task_config(

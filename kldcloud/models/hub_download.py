@@ -30,7 +30,7 @@ def download_from_hub(uri: SourceUri, *, progress: ProgressCallback | None = Non
     except ImportError:
         raise UserError(
             f"{uri} needs huggingface_hub, which is not installed",
-            hint="pip install 'kldcloud[hf]'",
+            hint="pip install 'kldcloud[hub]'",
         ) from None
     options: dict[str, Any] = {}
     if "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:

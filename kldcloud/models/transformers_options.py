@@ -11,6 +11,7 @@ from kldcloud.models.transformers_library import (
     library_versions,
     transformers,
 )
+from kldcloud.models.transformers_recipes import recipe_library
 
 NAME: Final = "transformers"
 AUTO: Final = "auto"
@@ -54,7 +55,7 @@ class TransformersOptions:
             "head": self.head,
         }
         if self.recipe:
-            facts["recipe"] = self.recipe
+            facts["recipe"] = f"{self.recipe} ({recipe_library(self.recipe)})"
         if self.device == "cpu":
             return facts | {"instructions": cpu_instructions(), "threads": str(self.threads)}
         return facts | {"backend": "GPU", "devices": cuda_device()}

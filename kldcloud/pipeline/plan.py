@@ -133,13 +133,14 @@ def make_plan(
 def other_engines(
     prepared: PreparedSweep, engines: Engines, engine: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Fingerprints of candidates that are not run as the base is, by name: what differs in them."""
+    """Of candidates that are not run as the base is: what differs; all of another engine's."""
     found = {}
     for candidate in prepared.candidates:
         its = engines.of(candidate).fingerprint()
-        differs = {key: value for key, value in its.items() if engine.get(key) != value}
-        if differs:
-            found[candidate.name] = differs
+        if its["name"] == engine["name"]:
+            its = {key: value for key, value in its.items() if engine.get(key) != value}
+        if its:
+            found[candidate.name] = its
     return found
 
 

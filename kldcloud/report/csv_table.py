@@ -11,6 +11,7 @@ from typing import get_args, get_origin
 from pydantic import BaseModel
 
 from kldcloud.report.across_corpora import MACRO, macro_rows
+from kldcloud.report.engine_facts import engine_of
 from kldcloud.report.escaping import csv_text
 from kldcloud.report.summary_shape import Estimate, Result, Summary
 from kldcloud.report.table import CorpusTable, TableRow, corpus_tables
@@ -112,9 +113,7 @@ def _identity(summary: Summary, table: CorpusTable, at: int, row: TableRow) -> t
         candidate.bits_per_weight,
         summary.base.name,
         summary.base.sha256,
-        summary.engine.get("name"),
-        summary.engine.get("version"),
-        summary.engine.get("backend"),
+        *(engine_of(summary, row.candidate).get(key) for key in ("name", "version", "backend")),
         summary.kldcloud,
         row.status,
         row.failure,

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from kldcloud.errors import UserError
-from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows, rank_warnings
+from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows
 from kldcloud.report.differences import comparisons, undecided_note
 from kldcloud.report.escaping import printable
 from kldcloud.report.markdown_tables import NAME_SHOWN, code_name, corpus_lines, macro_lines
-from kldcloud.report.reading import corpus_note, how_to_read, progress_note
+from kldcloud.report.reading import corpus_note, how_to_read, progress_note, run_warnings
 from kldcloud.report.summary_shape import Candidate, Corpus, Estimate, Result, Summary
 from kldcloud.report.table import corpus_tables
 
@@ -116,7 +116,7 @@ def _section(summary: Summary) -> Iterator[str]:
         yield ""
         yield from macro_lines(rows)
         yield ""
-    for warning in rank_warnings(summary, code_name):
+    for warning in run_warnings(summary, code_name):
         yield f"**{warning}**"
         yield ""
     yield how_to_read(summary)

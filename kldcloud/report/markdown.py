@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Final
 
 from kldcloud.qad.result_file import QadResult
-from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows, rank_warnings
+from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows
 from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.differences import comparisons, holm_words
+from kldcloud.report.engine_facts import engine_words, other_engines
 from kldcloud.report.escaping import markdown_code
 from kldcloud.report.markdown_tables import (
     NAME_SHOWN,
@@ -20,7 +21,7 @@ from kldcloud.report.markdown_tables import (
     macro_lines,
     pair_lines,
 )
-from kldcloud.report.reading import corpus_note, how_to_read, progress_note
+from kldcloud.report.reading import corpus_note, how_to_read, progress_note, run_warnings
 from kldcloud.report.rounding import MISSING, bits_figure, gib_figure
 from kldcloud.report.summary_shape import Base, Candidate, Summary
 from kldcloud.report.table import GIB, CorpusTable, TableRow, corpus_tables
@@ -67,7 +68,7 @@ def _lines(
             yield note
             yield ""
     yield from _macro(summary)
-    for warning in rank_warnings(summary, code_name):
+    for warning in run_warnings(summary, code_name):
         yield f"**{warning}**"
         yield ""
     yield how_to_read(summary)
@@ -150,7 +151,9 @@ def _provenance(
         file = f", {code_name(row.file)}" if row.file else ""
         run = f", run {code_name(origins[candidate.name])}" if candidate.name in origins else ""
         yield f"- candidate: {code_name(candidate.name)}{file}{_digest(candidate.sha256)}{run}"
-    yield f"- engine: {_engine(summary)}"
+    yield f"- engine: {_code(engine_words(summary.engine))}"
+    for name, words in other_engines(summary):
+        yield f"- engine of {code_name(name)}: {_code(words)}"
     runs = [code_name(run) for run in dict.fromkeys(origins.values())] or [code_name(summary.run)]
     yield (
         f"- {'runs' if len(runs) > 1 else 'run'}: {', '.join(runs)},"
@@ -170,15 +173,8 @@ def _model(model: Base | Candidate) -> str:
     return ", ".join(facts) + _digest(model.sha256)
 
 
-def _engine(summary: Summary) -> str:
-    # The name and version read as words; the rest is a fingerprint, as key=value.
-    lead = [summary.engine[key] for key in ("name", "version", "backend") if key in summary.engine]
-    rest = [
-        f"{key}={value}"
-        for key, value in summary.engine.items()
-        if value and key not in {"name", "version", "backend"}
-    ]
-    return ", ".join(markdown_code(fact, limit=NAME_SHOWN) for fact in [*lead, *rest] if fact)
+def _code(words: list[str]) -> str:
+    return ", ".join(markdown_code(word, limit=NAME_SHOWN) for word in words)
 
 
 def _digest(sha256: str | None) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
+from kldcloud.report.across_corpora import rank_warnings
 from kldcloud.report.differences import comparisons
+from kldcloud.report.engine_facts import engine_note
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import CorpusTable
 
@@ -45,6 +49,18 @@ def _exactness(summary: Summary) -> str:
     if summary.encoding == "kld":
         return "renormalised over tokens within 16 nats of its top, all that a base file keeps"
     return "exact, with all tokens 16 nats or more below its top taken as one"
+
+
+def run_warnings(summary: Summary, shown: Callable[[str], str]) -> Iterator[str]:
+    """Sentences that a table must not be read without.
+
+    Args:
+        summary: the run.
+        shown: a name from outside, as the report may show it.
+    """
+    yield from rank_warnings(summary, shown)
+    if note := engine_note(summary, shown):
+        yield note
 
 
 def progress_note(summary: Summary) -> str | None:

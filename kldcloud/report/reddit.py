@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows, rank_warnings
+from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows
 from kldcloud.report.differences import comparisons, undecided_note
 from kldcloud.report.escaping import reddit_text
-from kldcloud.report.reading import corpus_note, how_to_read, progress_note
+from kldcloud.report.reading import corpus_note, how_to_read, progress_note, run_warnings
 from kldcloud.report.rounding import kld_with_error
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import (
@@ -55,7 +55,7 @@ def _paragraphs(summary: Summary) -> Iterator[str]:
             for row in rows
         ]
         yield _table(["mean KLD", "same top %"], figures)
-    yield from rank_warnings(summary, _name)
+    yield from run_warnings(summary, _name)
     yield how_to_read(summary, naive_error=False)
     yield f"Measured with kldcloud {_name(summary.kldcloud)}, {made_with or 'no engine named'}."
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from kldcloud.qad.result_file import QadResult
-from kldcloud.report.across_corpora import MACRO, MacroRow, macro_note, macro_rows, rank_warnings
+from kldcloud.report.across_corpora import MACRO, MacroRow, macro_note, macro_rows
 from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.differences import comparisons, undecided_note
 from kldcloud.report.escaping import printable
-from kldcloud.report.reading import corpus_note, how_to_read, progress_note
+from kldcloud.report.reading import corpus_note, how_to_read, progress_note, run_warnings
 from kldcloud.report.rounding import kld_with_error
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import (
@@ -78,7 +78,7 @@ def print_table(summary: Summary, console: Console) -> None:
         for sentence in corpus_notes(summary, table.corpus.name, _quoted):
             _print_note(sentence, console, width)
     _print_macro(summary, console, width)
-    for warning in rank_warnings(summary, _quoted):
+    for warning in run_warnings(summary, _quoted):
         _print_prose(warning, console, width, style="yellow")
     for table in tables:
         _print_failures(table, console, width)

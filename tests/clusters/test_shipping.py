@@ -129,12 +129,18 @@ def test_a_task_says_what_the_cluster_file_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hub", "trains", "extras"), [(False, False, "llama"), (True, True, "llama,hf,qad")]
+    ("needs", "extras"),
+    [
+        ((False, False), "llama"),
+        ((True, True), "llama,hub,qad"),
+        ((False, False, True), "llama,hf"),
+        ((True, False, True, True), "llama,hub,hf,recipes"),
+    ],
 )
 def test_machines_install_what_their_job_needs(
-    tmp_path: Path, hub: bool, trains: bool, extras: str
+    tmp_path: Path, needs: tuple[bool, ...], extras: str
 ) -> None:
-    folder = LaunchFolder(tmp_path, build_wheel(tmp_path).name, hub, trains)
+    folder = LaunchFolder(tmp_path, build_wheel(tmp_path).name, *needs)
     config = task_config("kld-some", RENTED, folder, seal({}, tmp_path))
     assert f'"kldcloud[{extras}] @ file' in config["setup"]
     # What one kind of job installed may lack what another one needs.

@@ -190,5 +190,5 @@ def test_without_huggingface_hub_the_extra_is_named(
         fetch(parse_uri("hf:org/repo/m.gguf"), cache=tmp_path)
     assert str(caught.value) == (
         "hf:org/repo/m.gguf@main needs huggingface_hub, which is not installed; "
-        "pip install 'kldcloud[hf]'"
+        "pip install 'kldcloud[hub]'"
     )

@@ -12,7 +12,8 @@ import pytest
 
 from kldcloud.errors import FormatError
 from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
-from kldcloud.models.llama_tokenizer import token_texts, tokenize
+from kldcloud.models.llama_tokenizer import tokenize
+from kldcloud.models.tokenizer import token_texts
 from kldcloud.pipeline.worst import AFTER, BEFORE, TOLD
 from tests.pipeline.sweeps import TEXT, corpus, facts, sweep
 from tests.tiny_models import TinyPair, tiny_pair

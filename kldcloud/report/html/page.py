@@ -10,7 +10,7 @@ from typing import Final
 
 from kldcloud.errors import FormatError
 from kldcloud.qad.result_file import QadResult
-from kldcloud.report.across_corpora import macro_note, macro_rows, rank_warnings
+from kldcloud.report.across_corpora import macro_note, macro_rows
 from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.escaping import printable
 from kldcloud.report.html.chart_figures import profile_figures, size_figure
@@ -23,7 +23,7 @@ from kldcloud.report.html.training_section import training_section
 from kldcloud.report.html.verdicts import ranking, verdict_list
 from kldcloud.report.html.worst_section import worst_frame, worst_on_page
 from kldcloud.report.profile_shape import Profiles
-from kldcloud.report.reading import corpus_note, how_to_read, progress_note
+from kldcloud.report.reading import corpus_note, how_to_read, progress_note, run_warnings
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import CorpusTable, corpus_tables
 from kldcloud.report.worst_shape import WorstOfRun
@@ -172,7 +172,7 @@ def _summary(summary: Summary, tables: tuple[CorpusTable, ...]) -> Iterator[Html
     yield element("h2", "In short", id="in-short")
     if note := progress_note(summary):
         yield element("p", note, class_="note")
-    for warning in rank_warnings(summary, _quoted):
+    for warning in run_warnings(summary, _quoted):
         yield element("p", warning, class_="note")
     yield element(
         "div",

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
+from kldcloud.report.engine_facts import engine_words, other_engines
+from kldcloud.report.escaping import printable
 from kldcloud.report.html.markup import Html, caption, element, foreign, framed, joined
 from kldcloud.report.rounding import MISSING, bits_figure, gib_figure
 from kldcloud.report.summary_shape import Base, Candidate, Summary
@@ -48,12 +50,11 @@ def _shell_word(name: str) -> str:
 
 
 def _facts(summary: Summary) -> Iterator[Html]:
-    engine = {key: value for key, value in summary.engine.items() if value}
-    lead = [engine.pop(key) for key in ("name", "version", "backend") if key in engine]
-    rest = [f"{key}={value}" for key, value in engine.items()]
     yield from _fact("run", summary.run)
     yield from _fact("kldcloud", summary.kldcloud)
-    yield from _fact("engine", *lead, *rest)
+    yield from _fact("engine", *engine_words(summary.engine))
+    for name, words in other_engines(summary):
+        yield from _fact(f"engine of {printable(name, limit=_NAME_SHOWN)}", *words)
     yield from _fact("base stage encoding", summary.encoding)
 
 

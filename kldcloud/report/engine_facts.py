@@ -1,0 +1,49 @@
+"""Which engine ran what: of a sweep whose candidates were not all run as the base was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from kldcloud.report.summary_shape import Summary
+
+_LEAD = ("name", "version", "backend")
+
+
+def engine_of(summary: Summary, candidate: str) -> Mapping[str, str]:
+    """The fingerprint of what ran a candidate."""
+    its = summary.engines.get(candidate, {})
+    return its if "name" in its else {**summary.engine, **its}
+
+
+def engine_words(facts: Mapping[str, str]) -> list[str]:
+    """A fingerprint for people: its name and version as words, the rest as key=value."""
+    lead = [facts[key] for key in _LEAD if facts.get(key)]
+    return lead + [f"{key}={value}" for key, value in facts.items() if value and key not in _LEAD]
+
+
+def other_engines(summary: Summary) -> Iterator[tuple[str, list[str]]]:
+    """Candidates that were not run as the base was, each with what differs."""
+    for candidate in summary.candidates:
+        if candidate.name in summary.engines:
+            yield candidate.name, engine_words(summary.engines[candidate.name])
+
+
+def engine_note(summary: Summary, shown: Callable[[str], str]) -> str | None:
+    """What to know of candidates that another engine ran than the base's; None if there are none.
+
+    Args:
+        summary: the run's.
+        shown: a name from outside, as the report may show it.
+    """
+    others = [
+        f"{shown(name)} ({shown(facts['name'])} {shown(facts.get('version', ''))})"
+        for name, facts in summary.engines.items()
+        if "name" in facts
+    ]
+    if not others:
+        return None
+    return (
+        f"Run by another engine than the base: {', '.join(others)}. Their KL divergence holds what"
+        " the engines differ in as well: the base's own weights, given to the other engine as a"
+        " candidate, show how much that is."
+    )

@@ -1,0 +1,198 @@
+"""Sweeps of models in safetensors, alone and beside GGUF files, as people launch them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from kldcloud.errors import FormatError, UserError
+from kldcloud.report.summary_file import parse_summary
+from kldcloud.report.summary_shape import Summary
+from tests.model_folders import folder_of
+from tests.pipeline.sweeps import Notes, corpus, facts, result_bytes, sweep
+from tests.tiny_models import TinyPair, tiny_pair
+
+EXACT = {"kv_type_k": "f32", "kv_type_v": "f32", "flash_attention": "off"}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    return tiny_pair(tmp_path_factory.mktemp("pair"), vocabulary=321, bos=True)
+
+
+@pytest.fixture(scope="module")
+def folders(pair: TinyPair) -> dict[str, Path]:
+    place = pair.base.parent
+    return {
+        "base": folder_of(pair.base, place / "base-hf"),
+        "noisy": folder_of(pair.candidate, place / "noisy-hf", dtype="float16", max_shard="40KB"),
+    }
+
+
+def means(summary: Summary) -> dict[str, float]:
+    found = {each.candidate: each.result for each in summary.results}
+    return {name: result.kld.mean.value or 0.0 for name, result in found.items() if result}
+
+
+def test_either_engine_measures_the_same_models_alike(
+    pair: TinyPair, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """All four ways to measure one candidate against one base come to the same number."""
+    found = {}
+    for base in (pair.base, folders["base"]):
+        candidates = [
+            {"model": str(pair.candidate), "name": "gguf"},
+            {"model": str(folders["noisy"]), "name": "folder"},
+            {"model": str(pair.base), "name": "same-gguf"},
+            {"model": str(folders["base"]), "name": "same-folder"},
+        ]
+        job = facts(base, candidates, [corpus()], engine=EXACT)
+        summary = sweep(job, tmp_path / base.name).summary
+        found[base.name] = means(summary)
+        run_elsewhere = {"gguf", "same-gguf"} if base.is_dir() else {"folder", "same-folder"}
+        assert {name for name, its in summary.engines.items() if "name" in its} == run_elsewhere
+        assert summary.engine["name"] == ("transformers" if base.is_dir() else "llama.cpp")
+    one, other = found.values()
+    for numbers in (one, other):
+        assert numbers["folder"] == pytest.approx(numbers["gguf"], rel=1e-3)
+        assert numbers["gguf"] > 1e-3
+        assert max(numbers["same-gguf"], numbers["same-folder"]) < 1e-8
+    assert one["gguf"] == pytest.approx(other["gguf"], rel=1e-3)
+
+
+@pytest.mark.parametrize("encoding", ["hidden", "logits"])
+def test_workers_and_a_second_launch_change_no_byte(
+    folders: dict[str, Path], pair: TinyPair, tmp_path: Path, encoding: str
+) -> None:
+    job = facts(folders["base"], [folders["noisy"], pair.candidate], [corpus()], encoding=encoding)
+    one = sweep(job, tmp_path / "one")
+    two = sweep(job, tmp_path / "two", workers=2)
+    assert one.run == two.run
+    assert result_bytes(tmp_path / "one", one.run) == result_bytes(tmp_path / "two", two.run)
+    notes = Notes()
+    again = sweep(job, tmp_path / "one", progress=notes)
+    assert again.run == one.run
+    assert any("is complete already" in note for note in notes.notes)
+
+
+def test_a_base_in_safetensors_measured_again_is_itself(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    job = facts(
+        folders["base"], [folders["noisy"]], [corpus()], encoding="hidden", noise_floor=True
+    )
+    summary = sweep(job, tmp_path).summary
+    assert summary.encoding == "hidden"
+    (floor,) = summary.noise_floor
+    assert floor.mean is not None
+    assert floor.mean.value == 0.0
+    assert floor.maximum == 0.0
+
+
+def test_recipes_quantise_the_base(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipes = ["torchao-int8", "torchao-int4", "bnb-nf4"]
+    candidates = [{"quantize": each} for each in recipes]
+    summary = sweep(facts(folders["base"], candidates, [corpus()]), tmp_path).summary
+    numbers = means(summary)
+    assert 0 < numbers["torchao-int8"] < numbers["torchao-int4"]
+    assert set(summary.engines) == set(recipes)
+    assert all("name" not in each for each in summary.engines.values())
+    sizes = {each.name: each.bytes or 0 for each in summary.candidates}
+    assert sizes["torchao-int4"] < sizes["torchao-int8"] < (summary.base.bytes or 0)
+    assert {each.file for each in summary.candidates} == {f"base-hf+{each}" for each in recipes}
+
+
+def test_conversations_are_rendered_alike(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+    pair = tiny_pair(tmp_path, vocabulary=321, bos=True, template=template)
+    folder = folder_of(pair.candidate, tmp_path / "hf")
+    talk = tmp_path / "talk.jsonl"
+    line = {"messages": [{"role": "user", "content": "the other one is in the house " * 20}]}
+    talk.write_text(f"{json.dumps(line)}\n" * 20)
+    text = {**corpus(chunks=4, text=talk), "format": "chat"}
+    summary = sweep(facts(pair.base, [folder], [text]), tmp_path / "store").summary
+    assert means(summary)["hf"] > 1e-3
+
+
+def damaged(folder: Path, target: Path) -> Path:
+    """The same model with two tokens of its vocabulary changed for each other."""
+    shutil.copytree(folder, target)
+    path = target / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["▁t"], vocabulary["he"] = vocabulary["he"], vocabulary["▁t"]
+    path.write_text(json.dumps(content))
+    Tokenizer.from_file(str(path))
+    return target
+
+
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_the_first_token_that_differs_is_named(
+    pair: TinyPair, folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    other = damaged(folders["noisy"], tmp_path / "other")
+    base = pair.base if kind == "gguf" else folders["base"]
+    with pytest.raises(FormatError, match=r"candidate other cuts the text differently: token") as e:
+        sweep(facts(base, [other], [corpus()]), tmp_path / "store")
+    assert "corpus text: " in str(e.value)
+    assert "' for the base and " in str(e.value)
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+def refused(job: dict[str, Any], store: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        sweep(job, store)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_what_does_not_go_together_is_refused_in_one_line(
+    pair: TinyPair, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    texts = [corpus()]
+    found = refused(facts(folders["base"], [{"quantize": "Q4_0"}], texts), tmp_path)
+    assert "candidate Q4_0: llama.cpp quantises GGUF files" in found
+    found = refused(facts(pair.base, [{"quantize": "bnb-nf4"}], texts), tmp_path)
+    assert "candidate bnb-nf4: bnb-nf4 is for a base in safetensors" in found
+    base = {"model": str(folders["base"]), "convert": "F16"}
+    found = refused(facts(base, [pair.candidate], texts), tmp_path)
+    assert "convert is for GGUF files" in found
+
+
+def test_a_shard_that_is_missing_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folders["noisy"], broken)
+    shard = sorted(broken.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    found = refused(facts(folders["base"], [broken], [corpus()]), tmp_path / "store")
+    assert f"candidate broken: shard {shard.name} is missing in {broken}" in found
+
+
+def test_a_pickle_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(folders["base"], pickled)
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    found = refused(facts(folders["base"], [pickled], [corpus()]), tmp_path / "store")
+    assert "candidate pickled" in found
+    assert "safetensors" in found
+
+
+def test_reports_say_which_engine_ran_what(
+    pair: TinyPair, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    job = facts(folders["base"], [pair.candidate, folders["noisy"]], [corpus()])
+    outcome = sweep(job, tmp_path)
+    run = tmp_path / "runs" / outcome.run
+    parse_summary((run / "summary.json").read_bytes())
+    for name in ("report.md", "report.html"):
+        report = (run / name).read_text()
+        assert "Run by another engine than the base" in report
+        assert "llama.cpp" in report
+    rows = (run / "report.csv").read_text().splitlines() if (run / "report.csv").exists() else []
+    assert all("llama.cpp" in row or "transformers" in row for row in rows[1:])
