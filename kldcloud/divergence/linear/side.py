@@ -75,7 +75,7 @@ class LinearSide:
                 hint="use float32, bfloat16 or float16",
             )
         if len({each.device for each in (states, weight, bias) if each is not None}) > 1:
-            raise FormatError(f"{name} states and head are not on one device")
+            raise FormatError(f"{name} states and head are on two devices")
         if vocabulary is None:
             return self
         if len(weight) < vocabulary:

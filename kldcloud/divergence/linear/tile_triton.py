@@ -26,7 +26,10 @@ from kldcloud.divergence.linear.stretches import Stretches
 
 WIDTH = 2048
 """Columns of a stretch: 16 entries of each side in each of 128 threads' registers."""
-WARPS = 4
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+"""126 registers a thread on an H100 (ptxas for sm_90a), so four programs share a processor."""
+UNFUSED = {"enable_fp_fusion": False}
+"""Multiply and add are two roundings in llama.cpp."""
 
 CUT = tl.constexpr(-CLAMP_NATS)
 MAGIC = tl.constexpr(12582912.0)
@@ -99,7 +102,7 @@ def summarise(
     rows, columns = b.shape
     _tile_kernel[(rows, triton.cdiv(columns, WIDTH))](
         b, c, b.stride(0), c.stride(0), tokens, picked, rows, start, columns,
-        out.sums, out.tops, out.sums.stride(1), out.sums.stride(0), WIDTH=WIDTH, num_warps=WARPS,
+        out.sums, out.tops, out.sums.stride(1), out.sums.stride(0), WIDTH=WIDTH, **OPTIONS,
     )  # fmt: skip
 
 
@@ -112,10 +115,9 @@ def llama_sums(b: Tensor, c: Tensor, start: int, encoding: Encoding) -> LlamaSum
         torch.empty(rows, count, dtype=torch.float32, device=b.device),
         torch.empty(rows, count, dtype=torch.int32, device=b.device),
     )
-    # Multiply and add are two roundings in the tool.
     _llama_kernel[(rows, count)](
         b, c, b.stride(0), c.stride(0), encoding.scale, encoding.inverse, encoding.smallest,
         encoding.low, encoding.log_mass, start, columns, out.kld, out.high, out.top, count,
-        WIDTH=WIDTH, num_warps=WARPS, enable_fp_fusion=False,
+        WIDTH=WIDTH, **OPTIONS | UNFUSED,
     )  # fmt: skip
     return out
