@@ -95,14 +95,7 @@ def token_statistics(
         EngineError: if a candidate logit is NaN or infinite.
     """
     n, vocabulary = logits.shape
-    if base.rows != n or base.vocabulary != vocabulary or tokens.shape != (n,):
-        raise FormatError(
-            f"base has {base.rows} rows over {base.vocabulary} tokens, "
-            f"candidate {n} over {vocabulary}",
-            hint="base and candidate must share tokenizer and corpus",
-        )
-    if n and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):
-        raise FormatError(f"a next token lies outside the vocabulary of {vocabulary}")
+    refuse_misfits(base.rows, base.vocabulary, n, vocabulary, tokens)
     out = np.full((n, 8), np.nan)
     tops = np.full((n, 3), NO_TOKEN, np.int32)
 
@@ -112,13 +105,7 @@ def token_statistics(
         )
 
     _over_rows(run, n, threads)
-    broken = np.flatnonzero(tops[:, 0] < 0)
-    if broken.size:
-        raise EngineError(
-            f"candidate logits are not finite at scored position {first_row + broken[0]} of the "
-            f"chunk ({broken.size} of {n} positions)",
-            hint="the model file is damaged, or its backend overflows",
-        )
+    refuse_broken("candidate", tops[:, 0] < 0, first_row)
     entropy, top_base = out[:, 4], tops[:, 1]
     if isinstance(base, CodeRows) and base.extras is not None:
         entropy, top_base = base.extras.entropy, base.extras.top
@@ -170,12 +157,7 @@ def encode(
         implementation().encode_rows(logits, tokens, start, stop, words, extras, top)
 
     _over_rows(run, n, threads)
-    broken = np.flatnonzero(top < 0)
-    if broken.size:
-        raise EngineError(
-            f"base logits are not finite at scored position {first_row + broken[0]} of the chunk",
-            hint="the model file is damaged, or its backend overflows",
-        )
+    refuse_broken("base", top < 0, first_row)
     normaliser, tail, target, entropy = (extras[:, i].copy() for i in range(4))
     return CodeRows(words, vocabulary, RowExtras(normaliser, tail, target, entropy, top))
 
@@ -185,6 +167,43 @@ def as_codes(base: BaseRows, tokens: npt.NDArray[np.int32], *, threads: int = 1)
     if isinstance(base, LogitRows):
         return encode(base.logits, tokens, threads=threads)
     return base
+
+
+def refuse_misfits(
+    base_rows: int,
+    base_vocabulary: int,
+    rows: int,
+    vocabulary: int,
+    tokens: npt.NDArray[np.int32],
+) -> None:
+    """Refuse a base and a candidate, or next tokens, that cannot belong together.
+
+    Raises:
+        FormatError: they disagree in rows or vocabulary, or a token is none.
+    """
+    if base_rows != rows or base_vocabulary != vocabulary or tokens.shape != (rows,):
+        raise FormatError(
+            f"base has {base_rows} rows over {base_vocabulary} tokens, "
+            f"candidate {rows} over {vocabulary}",
+            hint="base and candidate must share tokenizer and corpus",
+        )
+    if rows and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocabulary):
+        raise FormatError(f"a next token lies outside the vocabulary of {vocabulary}")
+
+
+def refuse_broken(side: str, broken: npt.NDArray[np.bool_], first_row: int) -> None:
+    """Refuse logits of which a row is broken.
+
+    Raises:
+        EngineError: one is.
+    """
+    at = np.flatnonzero(broken)
+    if at.size:
+        raise EngineError(
+            f"{side} logits are not finite at scored position {first_row + at[0]} of the "
+            f"chunk ({at.size} of {broken.size} positions)",
+            hint="the model file is damaged, or its backend overflows",
+        )
 
 
 def _over_rows(run: Callable[[int, int], None], rows: int, threads: int) -> None:

@@ -1,0 +1,146 @@
+"""The passes over the vocabulary, tile by tile, for a portion of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from kldcloud.divergence.linear import tile_torch
+from kldcloud.divergence.linear.encoding import Encoding, LlamaSums, add_up
+from kldcloud.divergence.linear.side import LinearSide
+from kldcloud.divergence.linear.stretches import Pieces, Stretches, join_pieces
+
+Engine: TypeAlias = Literal["torch", "tiles", "fused"]
+"""How a tile's sums are made.
+
+torch: PyTorch's operations one by one, on any device.
+tiles: the products by the vendor's library, each tile then read once by a Triton kernel.
+fused: products and sums in one Triton kernel, which writes no logit at all; half precision only.
+"""
+
+ROWS: Final = {"cpu": 512, "cuda": 4096}
+"""Rows at a time: enough that reading the heads is nothing beside the product."""
+
+TILE_BYTES: Final = {"cpu": 16 << 20, "cuda": 128 << 20}
+"""Logits of both sides, and what is made of them.
+
+On CPUs a tile should stay in the last-level cache. On an H100, 128 MiB are 4096 columns of 4096
+rows twice: 512 blocks of 128 x 256, four waves on its 132 processors. Tiles that fit its 50 MB
+cache would be one wave each, and lose more by ending together than memory costs.
+"""
+
+FUSED_COLUMNS: Final = 32768
+"""Columns a launch of the fused kernel: thousands of programs, and its summaries stay small."""
+
+ROOM: Final = 256
+"""Stretches that wait to be merged: at 4096 rows, 46 MB."""
+
+LEAST_COLUMNS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one portion of rows is done.
+
+    Attributes:
+        engine: which way.
+        columns: of a tile.
+        stretch: of those summed up together; a tile has one or more.
+        vocabulary: V.
+    """
+
+    engine: Engine
+    columns: int
+    stretch: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, base: LinearSide, candidate: LinearSide, engine: Engine, tile_bytes: int) -> Plan:
+        """For such sides, in such tiles."""
+        vocabulary = base.vocabulary
+        if engine == "fused":
+            from kldcloud.divergence.linear.fused_triton import WIDTH as FUSED_WIDTH
+
+            return cls(engine, FUSED_COLUMNS, FUSED_WIDTH, vocabulary)
+        buffers = tile_torch.BUFFERS if engine == "torch" else 2
+        a_column = 4 * (base.rows * buffers + base.widened + candidate.widened)
+        columns = min(max(tile_bytes // max(a_column, 1), LEAST_COLUMNS), vocabulary)
+        if engine == "torch":
+            return cls(engine, columns, columns, vocabulary)
+        from kldcloud.divergence.linear.tile_triton import WIDTH
+
+        return cls(engine, -(-columns // WIDTH) * WIDTH, WIDTH, vocabulary)
+
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        """First column and end of each."""
+        for start in range(0, self.vocabulary, self.columns):
+            yield start, min(start + self.columns, self.vocabulary)
+
+    def stretches(self, columns: int) -> int:
+        """How many so many columns are."""
+        return -(-columns // self.stretch)
+
+
+def first_pass(
+    base: LinearSide, candidate: LinearSide, tokens: Tensor, plan: Plan
+) -> tuple[Pieces, Tensor]:
+    """All but llama.cpp's statistics.
+
+    Args:
+        base: n rows, `ready`.
+        candidate: the same rows, `ready`.
+        tokens: int32 ``[n]`` on their device, the next tokens.
+        plan: of these.
+
+    Returns:
+        The whole vocabulary as one piece; the next tokens' logits, float32 ``[2, n]``.
+    """
+    rows, device = base.rows, base.weight.device
+    picked = torch.empty(2, rows, dtype=torch.float32, device=device)
+    capacity = max(
+        plan.stretches(min(plan.columns, plan.vocabulary)),
+        min(ROOM, plan.stretches(plan.vocabulary)),
+    )
+    room = Stretches.empty(rows, capacity, device)
+    merged, used = [], 0
+    for start, stop in plan.tiles():
+        count = plan.stretches(stop - start)
+        if used + count > capacity:
+            merged.append(Pieces.of(room.part(0, used)).merge())
+            used = 0
+        out = room.part(used, used + count)
+        used += count
+        if plan.engine == "fused":
+            from kldcloud.divergence.linear import fused_triton
+
+            fused_triton.summarise(base, candidate, start, stop, tokens, picked, out)
+            continue
+        b, c = base.logits(start, stop), candidate.logits(start, stop)
+        if plan.engine == "tiles":
+            from kldcloud.divergence.linear import tile_triton
+
+            tile_triton.summarise(b, c, start, tokens, picked, out)
+        else:
+            tile_torch.summarise(b, c, start, tokens, picked, out)
+    merged.append(Pieces.of(room.part(0, used)).merge())
+    return join_pieces(merged).merge(), picked
+
+
+def second_pass(
+    base: LinearSide, candidate: LinearSide, plan: Plan, encoding: Encoding
+) -> LlamaSums:
+    """llama.cpp's sums over the whole vocabulary, t = 1; all products are made again."""
+    parts = []
+    for start, stop in plan.tiles():
+        b, c = base.logits(start, stop), candidate.logits(start, stop)
+        if plan.engine == "tiles":
+            from kldcloud.divergence.linear import tile_triton
+
+            parts.append(tile_triton.llama_sums(b, c, start, encoding))
+        else:
+            parts.append(tile_torch.llama_sums(b, c, start, encoding))
+    return add_up(parts)
