@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from kldcloud.divergence.linear.side import LinearSide
 
 Tokens = npt.NDArray[np.int32]
 
@@ -35,7 +38,13 @@ class Vocabulary:
 
 
 class Engine(Protocol):
-    """A loaded model that evaluates whole chunks of one fixed length."""
+    """A loaded model that evaluates whole chunks of one fixed length.
+
+    What an engine gives is the whole distribution: every logit, or states and a head that they are
+    made of. A server that tells the k most probable tokens and the mass of the rest is no engine:
+    of such answers only a lower bound of the divergence is known, and no reverse divergence,
+    clamped number or exact quantile, so it would need statistics of its own.
+    """
 
     @property
     def vocabulary(self) -> Vocabulary: ...
@@ -43,6 +52,22 @@ class Engine(Protocol):
     @property
     def fingerprint(self) -> Mapping[str, str]:
         """Everything besides model and tokens that moves a logit; part of every stage key."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU does the work, so that the CPU is free meanwhile."""
+        ...
+
+    def side(self, tokens: Tokens) -> LinearSide | None:
+        """States and head of a chunk's scored positions, where they lie on a GPU.
+
+        Args:
+            tokens: as for `evaluate`.
+
+        Returns:
+            None if this engine has logits alone.
+        """
         ...
 
     def evaluate(self, tokens: Tokens, *, hidden: bool = False) -> ChunkOutput:

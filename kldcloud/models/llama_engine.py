@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from kldcloud.models.engine import ChunkOutput, Tokens, Vocabulary
 from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.llama_library import buffer_type, build_facts, llama, recent_complaints
 from kldcloud.models.llama_states import StateCapture
+
+if TYPE_CHECKING:
+    from kldcloud.divergence.linear.side import LinearSide
 
 # Not the binding's names: it has none for BF16.
 _TYPE_NUMBERS = {kind.name: number for number, kind in GGML_TYPES.items()}
@@ -111,6 +114,14 @@ class LlamaEngine:
     @property
     def fingerprint(self) -> Mapping[str, str]:
         return self._options.fingerprint()
+
+    @property
+    def on_gpu(self) -> bool:
+        return self._options.n_gpu_layers != 0
+
+    def side(self, tokens: Tokens) -> LinearSide | None:  # noqa: ARG002
+        """None: llama.cpp makes the logits itself, and hands them out on the host."""
+        return None
 
     def evaluate(self, tokens: Tokens, *, hidden: bool = False) -> ChunkOutput:
         """Logits of positions n_ctx/2 .. n_ctx-2, which predict the token after them.

@@ -20,13 +20,21 @@ import numpy.typing as npt
 from kldcloud.errors import EngineError, KldcloudError
 from kldcloud.models.engine import ChunkOutput, Tokens, Vocabulary
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
-from kldcloud.models.transformers_head import after_head, own_logits, plain_head
+from kldcloud.models.transformers_head import (
+    after_head,
+    is_plain,
+    linear_side,
+    own_logits,
+    plain_head,
+)
 from kldcloud.models.transformers_load import load_transformers
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_tokenizer import folder_vocabulary
 
 if TYPE_CHECKING:
     import torch
+
+    from kldcloud.divergence.linear.side import LinearSide
 
 _PROBE: Final = 32
 """Tokens on which our logits are compared with the model's own."""
@@ -58,8 +66,6 @@ class TransformersEngine:
         self._vocabulary = folder_vocabulary(folder)
         if options.device == "cpu":
             torch.set_num_threads(options.threads)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
         self._model: Any = load_transformers(folder, options)
         self._head: Any = self._model.get_output_embeddings()
         if self._head is None:
@@ -81,6 +87,24 @@ class TransformersEngine:
     def fingerprint(self) -> Mapping[str, str]:
         return self._options.fingerprint()
 
+    @property
+    def on_gpu(self) -> bool:
+        return self._options.device != "cpu"
+
+    def side(self, tokens: Tokens) -> LinearSide | None:
+        """States and head of a chunk's scored positions; None on a CPU, or without a plain head.
+
+        Raises:
+            EngineError: as `evaluate`.
+        """
+        head = self._head
+        if not self.on_gpu or self._options.head != "float32" or not is_plain(head):
+            return None
+        n = self._context
+        with self._out_of_memory_named():
+            states = self._states(self._fed(tokens))[n // 2 : n - 1]
+        return linear_side(head, states, self._vocabulary.size, self._after)
+
     def evaluate(self, tokens: Tokens, *, hidden: bool = False) -> ChunkOutput:
         """Logits of positions n_ctx/2 .. n_ctx-2, which predict the token after them.
 
@@ -88,10 +112,7 @@ class TransformersEngine:
             EngineError: if there is no memory for it, or the head's states cannot be had.
         """
         n = self._context
-        rows = slice(n // 2, n - 1)
-        fed = np.array(tokens, np.int64)
-        if self._vocabulary.add_bos:
-            fed[0] = self._vocabulary.bos
+        rows, fed = slice(n // 2, n - 1), self._fed(tokens)
         with self._out_of_memory_named():
             if self._options.head == "model":
                 if hidden:
@@ -100,6 +121,12 @@ class TransformersEngine:
             states = self._states(fed)[rows]
             logits = self._filled(self._logits(states))
         return ChunkOutput(logits, states.float().cpu().numpy() if hidden else None)
+
+    def _fed(self, tokens: Tokens) -> npt.NDArray[np.int64]:
+        fed = np.array(tokens, np.int64)
+        if self._vocabulary.add_bos:
+            fed[0] = self._vocabulary.bos
+        return fed
 
     def _states(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
         """What enters the output head, [n, d]; the head's own product is left out."""

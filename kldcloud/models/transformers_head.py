@@ -9,6 +9,8 @@ from kldcloud.staging.head import NOTHING_AFTER, AfterHead, OutputHead
 if TYPE_CHECKING:
     import torch
 
+    from kldcloud.divergence.linear.side import LinearSide
+
 TYPE_NAMES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """torch's dtypes as ggml calls them."""
 _TILE_BYTES: Final = 256 << 20
@@ -61,6 +63,21 @@ def plain_head(head: Any, vocabulary: int, after: AfterHead) -> OutputHead | Non
     return OutputHead(data, kind, int(weight.shape[1]), vocabulary, bias, after)
 
 
+def linear_side(
+    head: Any,  # noqa: ANN401
+    states: torch.Tensor,
+    vocabulary: int,
+    after: AfterHead,
+) -> LinearSide:
+    """What a plain head makes logits of, for the kernel that does without them."""
+    from kldcloud.divergence.linear.side import LinearSide
+
+    weight, bias = head.weight.detach()[:vocabulary], head.bias
+    if bias is not None:
+        bias = bias.detach()[:vocabulary]
+    return LinearSide(states, weight, bias, after.softcap, after.scale)
+
+
 def own_logits(
     head: Any,  # noqa: ANN401
     states: torch.Tensor,
@@ -70,17 +87,18 @@ def own_logits(
     """float32 [rows, V] of states, where the head is; its product in float32 if it is plain."""
     import torch
 
-    if not is_plain(head):
-        logits: torch.Tensor = head(states)[:, :vocabulary].float()
-    else:
-        logits = torch.empty((len(states), vocabulary), dtype=torch.float32, device=states.device)
-        wide = states.float()
-        rows = max(1, _TILE_BYTES // (4 * wide.shape[1]))
-        for at in range(0, vocabulary, rows):
-            part = slice(at, min(at + rows, vocabulary))
-            torch.matmul(wide, head.weight[part].float().T, out=logits[:, part])
-        if head.bias is not None:
-            logits += head.bias[:vocabulary].float()
+    from kldcloud.divergence.linear.side import exact_products
+
+    if is_plain(head):
+        side = linear_side(head, states, vocabulary, after).ready()
+        made = torch.empty((len(states), vocabulary), dtype=torch.float32, device=states.device)
+        columns = max(1, _TILE_BYTES // (4 * max(len(states), states.shape[1])))
+        with exact_products():
+            for at in range(0, vocabulary, columns):
+                stop = min(at + columns, vocabulary)
+                made[:, at:stop] = side.logits(at, stop)
+        return made
+    logits: torch.Tensor = head(states)[:, :vocabulary].float()
     if after.scale != 1:
         logits *= after.scale
     if after.softcap is not None:

@@ -5,40 +5,35 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from kldcloud.corpus.chunks import ChunkShape, Tokens
-from kldcloud.divergence.kernel import TokenStatistics, join_statistics, token_statistics
+from kldcloud.divergence.kernel import TokenStatistics
 from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.records import TokenRecords, concatenate
-from kldcloud.divergence.worst import WorstRows, worst_of_chunk, worst_of_piece
 from kldcloud.divergence.worst_file import dump_worst, of_chunks
 from kldcloud.errors import EngineError, FormatError, KldcloudError
 from kldcloud.models.engine import Engine
 from kldcloud.models.engines import load_engine
+from kldcloud.pipeline.compared import Compared, compare_logits, evaluated
 from kldcloud.pipeline.life import worker_key
 from kldcloud.pipeline.machines import Seat, WorkerSettings
 from kldcloud.pipeline.pulse import WorkerPulse
 from kldcloud.pipeline.sources import local_copy
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, Reply, StageTask, Task
-from kldcloud.staging.encodings import Encoding
+from kldcloud.staging.encodings import Encoding, HiddenEncoding
 from kldcloud.staging.folder_head import read_base_head
 from kldcloud.staging.stage import StageIdentity, write_shard
 from kldcloud.staging.stage_reader import StageReader, make_encoding
 from kldcloud.store import open_store
 
-
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """What one chunk comes to."""
-
-    statistics: TokenStatistics
-    worst: WorstRows
+if TYPE_CHECKING:
+    from kldcloud.divergence.linear.side import LinearSide
+    from kldcloud.pipeline.compared_states import BaseSide
 
 
 class SweepWorker:
@@ -63,6 +58,7 @@ class SweepWorker:
         self._engine: tuple[EngineRef, Engine] | None = None
         self._encoding: tuple[StageIdentity, Encoding] | None = None
         self._stage: tuple[str, StageReader, Tokens] | None = None
+        self._base: tuple[str, BaseSide] | None = None
 
     def ping(self) -> int:
         """This process's id: proof that it answers."""
@@ -102,8 +98,13 @@ class SweepWorker:
             encoding = self._encoding_for(ref, identity)
             output = self._engine_for(ref).evaluate(tokens, hidden=True)
             frame = encoding.encode(output, next_tokens)
-            statistics = self._compare(
-                encoding, frame, output.logits, next_tokens, llama_compat=False
+            statistics = compare_logits(
+                encoding,
+                frame,
+                output.logits,
+                next_tokens,
+                threads=self._threads,
+                llama_compat=False,
             ).statistics
             # Its buffer is a chunk of logits, which this worker may never need again.
             self._encoding = None
@@ -135,16 +136,10 @@ class SweepWorker:
             )
         shape = ChunkShape(reader.identity.context)
         parts, worst = [], []
-        for chunk in task.shard.chunks:
+        chunks = task.shard.chunks
+        found = self._compared(engine, reader, [tokens[chunk] for chunk in chunks], chunks, task)
+        for chunk, compared in zip(chunks, found, strict=True):
             next_tokens = shape.next_tokens(tokens[chunk])
-            logits = engine.evaluate(tokens[chunk]).logits
-            compared = self._compare(
-                reader.encoding,
-                reader.frame(chunk),
-                logits,
-                next_tokens,
-                llama_compat=task.llama_compat,
-            )
             parts.append(_records(compared.statistics, chunk, shape, next_tokens))
             worst.append(compared.worst)
             self._pulse.step()
@@ -157,32 +152,46 @@ class SweepWorker:
         self._store.write_new(task.worst_key, dump_worst(kept, identity))
         self._store.write_new(task.key, partial.to_bytes())
 
-    def _compare(
+    def _compared(
         self,
-        encoding: Encoding,
-        frame: bytes | memoryview,
-        logits: npt.NDArray[np.float32],
-        next_tokens: Tokens,
-        *,
-        llama_compat: bool,
-    ) -> _Compared:
-        """A chunk's statistics, the base's rows decoded piece by piece."""
-        parts, worst = [], []
-        at = 0
-        for base in encoding.pieces(frame):
-            part = slice(at, at + base.rows)
-            found = token_statistics(
-                base,
-                logits[part],
-                next_tokens[part],
+        engine: Engine,
+        reader: StageReader,
+        tokens: Sequence[Tokens],
+        chunks: Sequence[int],
+        task: MeasureTask,
+    ) -> Iterator[Compared]:
+        """Chunk after chunk against the base: on the GPU where both sides can be there."""
+        shape = ChunkShape(reader.identity.context)
+        encoding, llama = reader.encoding, task.llama_compat
+        first = engine.side(tokens[0]) if isinstance(encoding, HiddenEncoding) else None
+        if first is not None:
+            base = self._base_side(reader, first)
+            for at, chunk in enumerate(chunks):
+                side = first if at == 0 else engine.side(tokens[at])
+                assert side is not None  # noqa: S101 - one chunk has had one
+                yield base.compare(
+                    reader.frame(chunk), side, shape.next_tokens(tokens[at]), llama_compat=llama
+                )
+            return
+        for chunk, own, logits in zip(chunks, tokens, evaluated(engine, tokens), strict=True):
+            yield compare_logits(
+                encoding,
+                reader.frame(chunk),
+                logits,
+                shape.next_tokens(own),
                 threads=self._threads,
-                llama_compat=llama_compat,
-                first_row=at,
+                llama_compat=llama,
             )
-            parts.append(found)
-            worst.append(worst_of_piece(base, logits[part], next_tokens[part], found, first_row=at))
-            at += base.rows
-        return _Compared(join_statistics(parts), worst_of_chunk(worst))
+
+    def _base_side(self, reader: StageReader, candidate: LinearSide) -> BaseSide:
+        from kldcloud.pipeline.compared_states import BaseSide
+
+        key, encoding = reader.identity.key, reader.encoding
+        assert isinstance(encoding, HiddenEncoding)  # noqa: S101 - the caller has asked
+        if self._base is None or self._base[0] != key:
+            self._base = None
+            self._base = (key, BaseSide(encoding, candidate.weight.device))
+        return self._base[1]
 
     def _engine_for(self, ref: EngineRef) -> Engine:
         if self._engine is None or self._engine[0] != ref:
@@ -212,7 +221,7 @@ class SweepWorker:
 
     def _stage_for(self, key: str, upto: int | None) -> tuple[StageReader, Tokens]:
         if self._stage is None or self._stage[0] != key:
-            self._stage = None
+            self._stage = self._base = None
             reader = StageReader(self._store, key, upto, threads=self._threads)
             self._stage = (key, reader, reader.tokens())
         elif self._stage[1].upto != upto:

@@ -142,9 +142,9 @@ class HiddenEncoding:
 
     def __init__(self, shape: StageShape, head: OutputHead, *, threads: int = 1) -> None:
         self._shape = shape
-        self._head = head
+        self.head = head
         self._threads = threads
-        self._buffer = np.empty((shape.rows, shape.vocabulary), np.float32)
+        self._buffer: npt.NDArray[np.float32] | None = None
 
     def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:  # noqa: ARG002
         if output.hidden is None:
@@ -154,13 +154,22 @@ class HiddenEncoding:
                 "base hidden states are not finite",
                 hint="the model file is damaged, or its backend overflows",
             )
-        return pack_states(output.hidden, self._head.type_name)
+        return pack_states(output.hidden, self.head.type_name)
 
     def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
         """All rows as one piece: each product widens the whole head, so fewer are cheaper."""
-        states = unpack_states(frame, self._head.type_name, self._shape.rows, self._head.width)
-        self._head.logits(states, out=self._buffer, threads=self._threads)
+        if self._buffer is None:
+            self._buffer = np.empty((self._shape.rows, self._shape.vocabulary), np.float32)
+        self.head.logits(self.states(frame), out=self._buffer, threads=self._threads)
         yield LogitRows(self._buffer)
+
+    def states(self, frame: bytes | memoryview) -> npt.NDArray[np.float32]:
+        """The states of a chunk, float32 [rows, d].
+
+        Raises:
+            FormatError: if the frame does not hold exactly the stage's rows.
+        """
+        return unpack_states(frame, self.head.type_name, self._shape.rows, self.head.width)
 
 
 def pack(words: npt.NDArray[np.uint16]) -> bytes:

@@ -108,7 +108,7 @@ class OutputHead:
         def tile(start: int) -> None:
             stop = min(start + TILE, self.vocabulary)
             part = out[:, start:stop]
-            np.matmul(states, self._widened(start, stop).T, out=part)
+            np.matmul(states, self.widened(start, stop).T, out=part)
             if self.bias is not None:
                 part += self.bias[start:stop]
             self.after.apply(part)
@@ -123,7 +123,8 @@ class OutputHead:
                 for _ in pool.map(tile, starts):
                     pass
 
-    def _widened(self, start: int, stop: int) -> F4:
+    def widened(self, start: int, stop: int) -> F4:
+        """Rows `start` to `stop` as float32 [rows, d]."""
         row = bytes_per_state(self.type_name, self.width)
         raw = self.data[start * row : stop * row]
         if self.type_name == "F32":
