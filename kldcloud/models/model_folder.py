@@ -176,7 +176,9 @@ def read_weight_map(path: Path) -> dict[str, str]:
             )
     shards = len(set(weight_map.values()))
     if shards > _MAX_SHARDS:
-        raise FormatError(f"{path}: names {shards:,} files, more than {_MAX_SHARDS:,}")
+        raise FormatError(
+            f"{path}: names {shards:,} files, more than {_MAX_SHARDS:,}", hint=DOWNLOAD_AGAIN
+        )
     return weight_map
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from kldcloud.errors import FormatError, KldcloudError, UserError
-from kldcloud.models.sources import MAX_TEXT_BYTES, fetch, read_text
+from kldcloud.models.sources import (
+    MAX_TEXT_BYTES,
+    fetch,
+    fetch_model,
+    model_at_hand,
+    pinned,
+    read_text,
+)
 from kldcloud.spec.uri import parse_uri
 
 
@@ -77,6 +84,41 @@ def test_a_package_that_does_not_have_it_is_refused_with_what_to_do(
     assert refusal_of("package:one_module/m.gguf", tmp_path) == (
         "package:one_module/m.gguf: one_module is a module without a folder of files"
     )
+
+
+def test_a_model_may_be_a_folder_and_a_file_may_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_package(tmp_path, monkeypatch)
+    folder = tmp_path / "some_weights_pkg" / "sub"
+    for text in (str(folder), f"{folder}/", "package:some_weights_pkg/sub"):
+        uri = parse_uri(text)
+        assert fetch_model(uri, cache=tmp_path) == folder
+        assert model_at_hand(uri) == folder
+        assert pinned(uri, folder) == uri
+        with pytest.raises(UserError):
+            fetch(uri, cache=tmp_path)
+    assert fetch_model(parse_uri(f"{folder}/n.gguf"), cache=tmp_path) == folder / "n.gguf"
+    assert model_at_hand(parse_uri(f"{folder}/none.gguf")) is None
+    assert refusal_of("hf:org/repo", tmp_path) == (
+        "hf:org/repo@main is a whole repository, not a file; write hf:org/repo/file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("org/some-model", "; for a repository of the Hugging Face Hub, write hf:org/some-model"),
+        ("org/model.gguf", ""),
+        ("some-model", ""),
+    ],
+)
+def test_a_repository_typed_like_a_path_is_told_how_to_write_it(
+    tmp_path: Path, name: str, hint: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        fetch_model(parse_uri(name).resolved(tmp_path), cache=tmp_path)
+    assert str(caught.value) == f"{tmp_path}/{name} does not exist{hint}"
 
 
 def test_the_model_of_the_demo_job_is_found(tmp_path: Path) -> None:

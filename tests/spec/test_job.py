@@ -96,6 +96,38 @@ def test_a_candidate_is_called_by_its_name_type_or_file(said: dict[str, str], na
     assert CandidateSpec.model_validate(said).display_name == name
 
 
+def test_a_model_may_be_a_whole_repository_which_gives_its_name() -> None:
+    job = job_of(
+        base={"model": "hf:org/Some-1.5B"}, candidates=[{"model": "hf:other/Some-1.5B.fp8@v1"}]
+    )
+    assert job.base.model == SourceUri("hf", "org/Some-1.5B", "", "main")
+    assert job.base.display_name == "Some-1.5B"
+    assert job.candidates[0].display_name == "Some-1.5B.fp8"
+    assert SweepJob.model_validate(json.loads(job.model_dump_json())) == job
+
+
+NO_FILE = "does not name a file of a Hugging Face repository"
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"corpora": [{"name": "t", "text": "hf:org/repo"}]}, ("corpora", 0, "text")),
+        ({"base": {"logits": "hf:org/repo"}}, ("base", "logits")),
+        (
+            {"candidates": [{"quantize": "Q4_0", "imatrix": {"file": "hf:org/repo"}}]},
+            ("candidates", 0, "imatrix", "file"),
+        ),
+    ],
+)
+def test_what_must_be_a_file_cannot_be_a_repository(
+    changes: dict[str, Any], where: tuple[int | str, ...]
+) -> None:
+    at, reason = reason_of(**changes)
+    assert at == where
+    assert NO_FILE in reason
+
+
 def test_a_base_is_called_by_its_name_or_file_and_conversion() -> None:
     assert BaseSpec.model_validate({"model": "m.Q4_1.gguf"}).display_name == "m.Q4_1"
     said = {"model": "m.gguf", "convert": "F16"}

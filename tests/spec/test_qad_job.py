@@ -274,6 +274,14 @@ MAPPING = "must be a mapping (indented 'key: value' lines)"
             "model: builtin:python-reference",
             "x.yaml:3: teacher.model: a built-in text is not a model",
         ),
+        (
+            "model: teacher.gguf",
+            "model: hf:org/repo",
+            (
+                "x.yaml:3: teacher.model: 'hf:org/repo@main' does not name a file of a Hugging "
+                "Face repository; write hf:org/repo/file.gguf, and @revision after it if not main"
+            ),
+        ),
         ("model: teacher.gguf, ", "", "x.yaml:3: teacher.model: is missing"),
         (
             "convert: F16",

