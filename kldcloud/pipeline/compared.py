@@ -65,9 +65,7 @@ def compare_logits(
     return Compared(join_statistics(parts), worst_of_chunk(worst))
 
 
-def evaluated(
-    engine: Engine, chunks: Sequence[Tokens]
-) -> Iterator[npt.NDArray[np.float32]]:
+def evaluated(engine: Engine, chunks: Sequence[Tokens]) -> Iterator[npt.NDArray[np.float32]]:
     """The logits of chunk after chunk; valid until the next is asked for.
 
     Where a GPU evaluates, it is a chunk ahead: it goes on while the CPU compares.

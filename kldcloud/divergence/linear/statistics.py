@@ -75,7 +75,7 @@ def linear_statistics(
         engine = "tiles"
     if engine == "fused" and not (base.of_one_half and candidate.of_one_half):
         raise FormatError("the fused kernel takes states and heads of one half-precision dtype")
-    following = torch.from_numpy(np.ascontiguousarray(tokens, np.int32)).to(device)
+    following = torch.from_numpy(np.array(tokens, np.int32)).to(device)
     parts, broken = [], []
     with exact_products():
         for start in range(0, max(base.rows, 1), ROWS[device.type]):
