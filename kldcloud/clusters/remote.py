@@ -47,6 +47,7 @@ from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.load import Job
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.qad_modelopt import MODELOPT
 from kldcloud.store import check_usable, open_store
 from kldcloud.store.base import Store
 
@@ -274,4 +275,6 @@ def _folder(order: LaunchOrder, job: Job) -> LaunchFolder:
     wheel = build_wheel(path)
     write_order(path, order, job)
     hub = any(uri.scheme == "hf" for uri, _ in named_sources(job))
-    return LaunchFolder(Path(path), wheel.name, hub, trains=isinstance(job, QadJob))
+    trains = isinstance(job, QadJob)
+    modelopt = isinstance(job, QadJob) and job.student.trainer == MODELOPT
+    return LaunchFolder(Path(path), wheel.name, hub, trains, modelopt)

@@ -33,6 +33,7 @@ from kldcloud.spec.qad_fields import (
     TrainableType,
     share_up_to,
 )
+from kldcloud.spec.qad_modelopt import MODELOPT, check_options, with_its_defaults
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX, check_importance
 from kldcloud.spec.uri import SourceUri
 
@@ -129,9 +130,11 @@ class StudentSpec(SpecModel):
         init: the quantised file that a gguf student starts from; an nvfp4 one starts at the
             teacher's weights.
         activations: whether the inputs of an nvfp4 student's layers are NVFP4 as well.
+        trainer: who trains it: this package, or NVIDIA Model Optimizer on a machine with GPUs.
     """
 
     format: Literal["gguf", "nvfp4"] = "gguf"
+    trainer: Literal["kldcloud", "modelopt"] = "kldcloud"
     init: InitSpec | None = None
     activations: Switch = False
 
@@ -305,6 +308,11 @@ class QadJob(SpecModel):
     cluster: Annotated[str, Field(min_length=1, max_length=4096)] = "local"
     store: StoreAddress = "./kldcloud-store"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_trainer_has_it(cls, data: Any) -> Any:  # noqa: ANN401 - pydantic hands it over
+        return with_its_defaults(data)
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         batch, context, tokens = self.train.global_batch, self.data.context, self.data.tokens
@@ -327,6 +335,12 @@ class QadJob(SpecModel):
             for source in self._read():
                 if source.resolved(Path()) == place:
                     raise refused("would overwrite a file that this job reads", "export", "path")
+        return self
+
+    @model_validator(mode="after")
+    def _trainer_can(self) -> Self:
+        if self.student.trainer == MODELOPT:
+            check_options(self)
         return self
 
     def _read(self) -> list[SourceUri]:
