@@ -42,7 +42,7 @@ def run_steps(
         steps: the commands.
         work: their folder; one run at a time works in it.
         variables: all that their environment has.
-        told: called with a step's name before it runs, and every second while it does.
+        told: called with a step's name before it runs, every second while it does, and after it.
 
     Raises:
         UserError: another process is at work there.
@@ -123,6 +123,7 @@ def _run(
         except BaseException:
             _end(process)
             raise
+    told(step.name)
     if code != 0:
         raise EngineError(
             f"Model Optimizer's step {step.name} ended with {_ending(code)}: {_last_line(work)}",
