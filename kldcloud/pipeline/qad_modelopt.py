@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kldcloud.errors import UserError
+from kldcloud.errors import StoreError, UserError
 from kldcloud.models.cache import cache_folder
 from kldcloud.models.part_file import complete_hashed
 from kldcloud.pipeline.machines import World
@@ -65,10 +66,12 @@ class Trainer:
     Attributes:
         environment: Model Optimizer's.
         gpus: processes, one each.
+        spot: whether this machine may be taken away.
     """
 
     environment: Environment
     gpus: int
+    spot: bool
 
     @property
     def world(self) -> World:
@@ -89,7 +92,7 @@ def find_trainer(job: QadJob, cluster: ClusterSpec) -> Trainer:
             hint="name a cluster with GPUs, such as --cluster h100, or write"
             " student.trainer: kldcloud",
         )
-    return Trainer(find_environment(), gpus)
+    return Trainer(find_environment(), gpus, cluster.spot)
 
 
 def train_with_modelopt(
@@ -120,7 +123,9 @@ def train_with_modelopt(
     done = _trained(store, order)
     if done is None:
         with end_told(store, order.prefix):
-            done = _train(order, trainer, files, store, progress, path)
+            work = Workplace((cache_folder("qad", "students") / f"{order.run}-modelopt").absolute())
+            _train(order, trainer, files, store, progress, work)
+            done = _keep(order, files, store, progress, work, path)
     else:
         progress.note(f"training {order.run} is complete already")
         _fetch(store, order, path, progress)
@@ -138,14 +143,13 @@ def _train(
     files: QadFiles,
     store: Store,
     progress: Progress,
-    path: Path,
-) -> Trained:
+    work: Workplace,
+) -> None:
+    """Run its commands, or what is left of them."""
     from kldcloud.qad.modelopt.configuration import write_configuration
-    from kldcloud.qad.modelopt.exported import published_files, student_gguf
-    from kldcloud.qad.modelopt.running import log_tail, read_progress, run_steps
+    from kldcloud.qad.modelopt.running import log_tail, logged_step, read_progress, run_steps
     from kldcloud.qad.modelopt.teacher_folder import is_complete, write_teacher
 
-    work = Workplace((cache_folder("qad", "students") / f"{order.run}-modelopt").absolute())
     write_configuration(order, work, files.teacher.header.architecture, trainer.gpus)
     if not is_complete(work.teacher):
         progress.note("writing the teacher as transformers reads it")
@@ -156,6 +160,10 @@ def _train(
     if before.step:
         progress.note(f"training goes on from step {before.step} of {order.batches.steps}")
     progress.note(f"Model Optimizer trains on {trainer.gpus} GPUs; {work.log} has its words")
+    if trainer.spot:
+        progress.warn(
+            "its checkpoints are on this machine alone: one that is taken away starts over"
+        )
     first = replace(first_progress(store, order, before), tokens_per_second=None)
     try:
         with (
@@ -170,14 +178,33 @@ def _train(
                     shown = step
                     telling.change(stage="training" if step == "train" else "loading")
                 now = read_progress(work, order.eval_every)
+                if step == "train":
+                    now = replace(now, step=max(now.step, logged_step(work, order.batches.steps)))
                 if now.step > seen.step:
                     bar.advance(now.step - seen.step)
+                if now != seen:
                     telling.change(step=now.step, **looked(now.looks))
                     seen = now
 
             run_steps(commands, work, variables, told)
     finally:
-        store.write(f"{order.prefix}/{LOG}", log_tail(work, _KEPT_LOG))
+        # What went wrong before is the better thing to say.
+        with suppress(StoreError):
+            store.write(f"{order.prefix}/{LOG}", log_tail(work, _KEPT_LOG))
+
+
+def _keep(
+    order: TrainingOrder,
+    files: QadFiles,
+    store: Store,
+    progress: Progress,
+    work: Workplace,
+    path: Path,
+) -> Trained:
+    """Make the GGUF of what it exported; put both into the store."""
+    from kldcloud.qad.modelopt.exported import published_files, student_gguf
+    from kldcloud.qad.modelopt.running import read_progress
+
     compared = student_gguf(files.init.path, work.exported, path, activations=order.activations)
     progress.note(f"{compared:,} weights of the GGUF are what Model Optimizer exported")
     # Half of what another machine exported is no half of this.

@@ -314,6 +314,12 @@ class QadJob(SpecModel):
         return with_its_defaults(data)
 
     @model_validator(mode="after")
+    def _trainer_can(self) -> Self:
+        if self.student.trainer == MODELOPT:
+            check_options(self)
+        return self
+
+    @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         batch, context, tokens = self.train.global_batch, self.data.context, self.data.tokens
         if tokens != "all" and tokens < batch * context:
@@ -335,12 +341,6 @@ class QadJob(SpecModel):
             for source in self._read():
                 if source.resolved(Path()) == place:
                     raise refused("would overwrite a file that this job reads", "export", "path")
-        return self
-
-    @model_validator(mode="after")
-    def _trainer_can(self) -> Self:
-        if self.student.trainer == MODELOPT:
-            check_options(self)
         return self
 
     def _read(self) -> list[SourceUri]:

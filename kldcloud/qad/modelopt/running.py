@@ -21,6 +21,7 @@ from kldcloud.qad.whole_file import written
 
 _CHECKPOINT: Final = re.compile(r"checkpoint-([0-9]{1,10})")
 _STATE: Final = "trainer_state.json"
+_BAR: Final = re.compile(r"\| ([0-9]{1,10})/([0-9]{1,10}) \[")
 _MOST_STATE: Final = 64 << 20
 _LOOK_EVERY: Final = 1.0
 """Seconds between two looks at how far training is."""
@@ -74,6 +75,13 @@ def read_progress(work: Workplace, look_every: int) -> Progressed:
         if type(step) is int and step >= 0:
             return Progressed(step, tuple(_looks(facts, look_every)))
     return Progressed(0, ())
+
+
+def logged_step(work: Workplace, steps: int) -> int:
+    """The step that the training script's bar shows, for people between two checkpoints; or 0."""
+    shown = log_tail(work, _TAIL_BYTES).decode(errors="replace")
+    found = [int(match[1]) for match in _BAR.finditer(shown) if int(match[2]) == steps]
+    return min(found[-1], steps) if found else 0
 
 
 def log_tail(work: Workplace, size: int) -> bytes:

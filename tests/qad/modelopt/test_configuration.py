@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,14 @@ from kldcloud.qad.modelopt import configuration
 from kldcloud.qad.modelopt.configuration import write_configuration
 from kldcloud.qad.modelopt.environment import Environment
 from kldcloud.qad.modelopt.pinned import COMMIT, REQUIREMENTS, VERSION
+from kldcloud.qad.modelopt.place_chunks import place
 from kldcloud.qad.modelopt.workplace import Workplace, steps
 from kldcloud.qad.nvfp4_file import RUN_BY_LLAMA_CPP
 from kldcloud.qad.training_order import TrainingOrder
 from tests.qad.modelopt import their_flags
 from tests.qad.small_training import CONTEXT, order, tiny_teacher
 
-WORK = Workplace(Path("/work place"))
+WORK = Workplace(Path("/a folder"))
 ENVIRONMENT = Environment(Path("/the environment"))
 
 
@@ -72,24 +75,24 @@ def test_the_commands_are_those_of_its_readme() -> None:
         "/the environment/bin/python",
         f"{example}/quantize.py",
         "--config",
-        "/work place/quantize.yaml",
+        "/a folder/quantize.yaml",
     )
     assert train.argv == (
         "/the environment/bin/accelerate",
         "launch",
         "--config-file",
-        "/work place/fsdp2.yaml",
+        "/a folder/fsdp2.yaml",
         f"{example}/train.py",
         "--config",
-        "/work place/train.yaml",
+        "/a folder/train.yaml",
     )
     assert export.argv == (
         "/the environment/bin/python",
         f"{example}/export.py",
         "--pyt_ckpt_path",
-        "/work place/trained",
+        "/a folder/trained",
         "--export_path",
-        "/work place/exported",
+        "/a folder/exported",
     )
     assert {each for each in export.argv if each.startswith("--")} <= their_flags.EXPORT
     assert (place.argv[1], Path(place.argv[2]).name) == ("-I", "place_chunks.py")
@@ -124,7 +127,7 @@ def test_what_a_job_says_is_what_training_is_told(teacher: Path) -> None:
     )
     assert told["model_max_length"] == CONTEXT
     assert (told["train_samples"], told["eval_samples"]) == (20, 3)
-    assert told["teacher_model"] == "/work place/teacher"
+    assert told["teacher_model"] == "/a folder/teacher"
     assert told["frozen_params"] == ["*embed_tokens*", "*lm_head*"]
     assert told["distill"] is True
     quantize = configuration.quantize_settings(wanted, WORK)
@@ -165,6 +168,43 @@ def test_fsdp_wraps_a_layer_that_the_model_has(architecture: str, tmp_path: Path
     named = configuration.accelerate_settings(architecture, 1)["fsdp_config"]
     layer = model.get_submodule("model.layers.0")
     assert type(layer).__name__ == named["fsdp_transformer_layer_cls_to_wrap"]
+
+
+def test_our_chunks_go_where_its_loader_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: Path
+) -> None:
+    """With stand-ins for its packages: checked is what they are given, and where it goes."""
+    work, wanted = Workplace(tmp_path), order_of(teacher)
+    write_configuration(wanted, work, "llama", 1)
+    saved: dict[str, Any] = {}
+
+    class Parts(dict[str, Any]):
+        def save_to_disk(self, folder: str) -> None:
+            saved[folder] = self
+
+    def named(*arguments: object) -> str:
+        return "|".join(map(str, arguments))
+
+    rows = SimpleNamespace(from_generator=lambda make, gen_kwargs: list(make(**gen_kwargs)))
+    for name, module in {
+        "datasets": SimpleNamespace(Dataset=rows, DatasetDict=Parts),
+        "dataset_utils": SimpleNamespace(load_blend_config=Path, _build_cache_path=named),
+        "transformers": SimpleNamespace(
+            AutoTokenizer=SimpleNamespace(
+                from_pretrained=lambda model, model_max_length: f"{model}-{model_max_length}"
+            )
+        ),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    place(*steps(ENVIRONMENT, work, CONTEXT)[0].argv[3:])
+    assert sys.path[0] == str(ENVIRONMENT.example)
+    where = named(work.blend, f"{work.teacher}-{CONTEXT}", CONTEXT, work.tokenized)
+    assert list(saved) == [where]
+    for part, chunks in (("train", wanted.tokens), ("eval", wanted.heldout)):
+        for row, chunk in zip(saved[where][part], chunks, strict=True):
+            assert row["input_ids"] == row["labels"] == chunk.tolist()
+            assert row["attention_mask"] == [1] * CONTEXT
 
 
 def test_one_version_is_installed() -> None:

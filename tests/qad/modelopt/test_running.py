@@ -17,7 +17,7 @@ from kldcloud.errors import EngineError, UserError
 from kldcloud.qad.looks import Look
 from kldcloud.qad.modelopt.environment import Environment, find_environment, install_script
 from kldcloud.qad.modelopt.pinned import VARIABLE
-from kldcloud.qad.modelopt.running import log_tail, read_progress, run_steps
+from kldcloud.qad.modelopt.running import log_tail, logged_step, read_progress, run_steps
 from kldcloud.qad.modelopt.workplace import Step, Workplace
 from tests.qad.modelopt.stand_in import stand_in_environment
 
@@ -134,6 +134,15 @@ def test_progress_is_that_of_the_newest_state(work: Workplace) -> None:
     state(work.trained, 12, *logged)
     found = read_progress(work, 5)
     assert (found.step, found.looks) == (12, (Look(0, 0.5, None), Look(5, 0.4, None)))
+
+
+def test_between_checkpoints_its_bar_is_what_people_see(work: Workplace) -> None:
+    assert logged_step(work, 640) == 0
+    work.root.mkdir()
+    bars = "Calib | 9/9 [00:01]\r  1%|  | 6/640 [00:09<1:2, 1s/it]\r  1%|  | 7/640 [00:10<1:2]"
+    work.log.write_text(f"{bars}\r 33%|##| 1/3 [00:00<00:01]\n{{'loss': 0.5}}\n")
+    assert logged_step(work, 640) == 7
+    assert logged_step(work, 641) == 0
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"global_step": "5"}', "{" * 9, "[" * 100_000])

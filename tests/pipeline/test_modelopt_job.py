@@ -66,6 +66,7 @@ def run(whole: dict[str, Any], store: Path) -> tuple[QadOutcome, Notes]:
     ), notes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
 def test_a_job_goes_from_a_gguf_through_its_programs_to_a_verdict(
     environment: Path, tmp_path: Path
