@@ -47,6 +47,7 @@ from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.load import Job
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.qad_modelopt import MODELOPT
 from kldcloud.spec.recipes import RECIPES
 from kldcloud.store import check_usable, open_store
 from kldcloud.store.base import Store
@@ -284,4 +285,5 @@ def _folder(order: LaunchOrder, job: Job) -> LaunchFolder:
         runs_folders=any(uri.is_repository for uri in named)
         or any(each.folder for each in order.shipped),
         recipes=any(quant in RECIPES for quant in quants),
+        modelopt=isinstance(job, QadJob) and job.student.trainer == MODELOPT,
     )

@@ -11,6 +11,9 @@ from typing import Any, Final
 from kldcloud.clusters.sealed import VARIABLE
 from kldcloud.errors import UserError
 from kldcloud.models.digests import model_sha256
+from kldcloud.qad.modelopt.environment import folder_name as modelopt_folder
+from kldcloud.qad.modelopt.environment import install_script
+from kldcloud.qad.modelopt.pinned import VARIABLE as MODELOPT_VARIABLE
 from kldcloud.spec.cluster import ClusterSpec
 
 RAY_TOKEN: Final = "KLDCLOUD_JOB_RAY_TOKEN"  # noqa: S105 - the variable's name
@@ -90,6 +93,7 @@ class LaunchFolder:
         trains: whether machines will train.
         runs_folders: whether any model is a folder of safetensors.
         recipes: whether any is quantised while it is loaded.
+        modelopt: whether they need an environment with NVIDIA Model Optimizer.
     """
 
     path: Path
@@ -98,6 +102,7 @@ class LaunchFolder:
     trains: bool = False
     runs_folders: bool = False
     recipes: bool = False
+    modelopt: bool = False
 
     @property
     def extras(self) -> list[str]:
@@ -138,6 +143,11 @@ def task_config(
         cmake=_CMAKE,
         days=_UNUSED_DAYS,
     )
+    run = environment
+    if folder.modelopt:
+        named = f'export {MODELOPT_VARIABLE}="$home/{modelopt_folder()}-$(uname -m)"\n'
+        setup += named + install_script(f'"${MODELOPT_VARIABLE}"', '"$environment/bin/python"')
+        run += named
     return {
         "name": name,
         "num_nodes": cluster.nodes,
@@ -146,7 +156,7 @@ def task_config(
         "envs": {**_forwarded(), **cluster.envs, VARIABLE: sealed},
         "setup": setup,
         # exec: SkyPilot's signals and exit codes are the driver's own.
-        "run": f'{environment}exec "$environment/bin/python" -m kldcloud.cli.main node .\n',
+        "run": f'{run}exec "$environment/bin/python" -m kldcloud.cli.main node .\n',
     }
 
 

@@ -15,8 +15,10 @@ from kldcloud.estimate.cost import (
     start_seconds,
 )
 from kldcloud.estimate.text import duration, machine_lines, machine_words, money_lines
+from kldcloud.qad.modelopt.pinned import VERSION
 from kldcloud.spec.cluster import ClusterSpec, cluster_name
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.qad_modelopt import MODELOPT, check_cluster
 
 SCHEMA: Final = "kldcloud.qad-plan/1"
 _MARGIN: Final = 12
@@ -161,6 +163,8 @@ class QadPlan:
         init = job.student.init
         student = "NVFP4" if init is None else init.quantize or str(init.model)
         student += f", distilled from {job.teacher.display_name}"
+        if job.student.trainer == MODELOPT:
+            student += f" by NVIDIA Model Optimizer {VERSION}"
         lines = [f"{job.name}: {student} on {self.cluster}"]
         for label, line in (
             ("text", self._text()),
@@ -239,5 +243,9 @@ def plan_qad(job: QadJob, where: ClusterSpec, rate: float | None) -> QadPlan:
         job: what is wanted.
         where: on which machines.
         rate: tokens a second that one process trains on; None if nobody has said.
+
+    Raises:
+        UserError: the job's trainer cannot work there.
     """
+    check_cluster(job, where)
     return QadPlan(job, where, price_of(where), rate)

@@ -25,6 +25,7 @@ from kldcloud.pipeline.qad_files import (
     text_file,
 )
 from kldcloud.pipeline.qad_folder import export_folder
+from kldcloud.pipeline.qad_modelopt import IDENTITY, find_trainer, train_with_modelopt
 from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usable_gpus
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
 from kldcloud.pipeline.runs import job_bytes
@@ -38,6 +39,7 @@ from kldcloud.report.summary_file import Summary
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.qad_modelopt import MODELOPT
 from kldcloud.store import check_usable
 from kldcloud.store.base import Store
 
@@ -94,6 +96,7 @@ def run_qad(
     started = time.monotonic()
     require_extra()
     check_usable(store)
+    trainer = find_trainer(job, cluster) if job.student.trainer == MODELOPT else None
     llama()
     machines = machines or this_machine()
     nodes = machines.nodes()
@@ -103,19 +106,27 @@ def run_qad(
     teacher = find_teacher(job, progress, sources)
     texts = qad_texts(job, teacher.path, progress, sources)
     files = qad_files(job, teacher, texts.training, progress, sources)
-    world = world_for(cluster, nodes, usable_gpus())
-    order = training_order(job, cluster, world, files, texts)
+    world = trainer.world if trainer else world_for(cluster, nodes, usable_gpus())
+    of_trainer = IDENTITY if trainer else None
+    order = training_order(job, cluster, world, files, texts, of_trainer)
     launched.on_run(order.run)
     store.write_new(f"{order.prefix}/job.yaml", job_bytes(job))
     if machines.remote:
         ship_models(files, store, progress)
-    progressed = train_to_the_end(order, store, machines, world, progress)
+    modelopts = None
+    if trainer:
+        copy = None if machines.remote else job.export.path
+        progressed, modelopts = train_with_modelopt(order, trainer, files, store, progress, copy)
+    else:
+        progressed = train_to_the_end(order, store, machines, world, progress)
     trained = progressed.step > 0
     export, student = "", None
     with measuring_told(store, order.prefix):
         if trained:
             export = f"{order.prefix}/student.gguf"
-            student = _export(job, files, order, store, progress, here=not machines.remote)
+            student = modelopts or _export(
+                job, files, order, store, progress, here=not machines.remote
+            )
         else:
             progress.note(_nothing_trained(job, progressed))
         if job.student.activations:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -31,9 +31,22 @@ _LOOK_EVERY: Final = 1.0
 
 
 def training_order(
-    job: QadJob, cluster: ClusterSpec, world: World, files: QadFiles, texts: QadTexts
+    job: QadJob,
+    cluster: ClusterSpec,
+    world: World,
+    files: QadFiles,
+    texts: QadTexts,
+    trainer: Mapping[str, object] | None = None,
 ) -> TrainingOrder:
     """What every process of a run is told; the run's id is a digest of what decides its bits.
+
+    Args:
+        job: what is wanted.
+        cluster: how many threads a process has.
+        world: the processes.
+        files: the models.
+        texts: the chunks.
+        trainer: more of what decides the bits, where another one trains.
 
     Raises:
         UserError: the text is too short for one step.
@@ -55,6 +68,7 @@ def training_order(
         "eval_every": job.eval.every,
         # Sums over processes are made in another order for another number of them.
         "processes": world.processes,
+        **(trainer or {}),
     }
     run = run_id(job.name, facts)
     order = TrainingOrder(

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from kldcloud.errors import FormatError
 from kldcloud.models.gguf_header import read_gguf_header
-from kldcloud.qad.architectures import ModelMap, map_model
+from kldcloud.qad.architectures import ModelMap, ModelParameter, map_model
 from kldcloud.qad.nvfp4_layers import Nvfp4Inputs, fused_groups, input_formats, weight_formats
 from kldcloud.qad.torch_model import read_parameter
 from kldcloud.qad.whole_file import whole_file, written
@@ -76,9 +76,19 @@ def export_hf(
 
     with whole_file(folder / WEIGHTS, check) as part, written(folder / WEIGHTS):
         save_file(dict(_tensors(trained, inputs or {})), part, metadata={"format": "pt"})
-    with whole_file(folder / CONFIG) as part, written(folder / CONFIG):
-        part.write_text(json.dumps(_config(model, activations=bool(inputs)), indent=2) + "\n")
+    quantization = _quantization(activations=bool(inputs))
+    write_config(folder, {**folder_config(model), "quantization_config": quantization})
     return compared
+
+
+def write_config(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write a folder's config.json.
+
+    Raises:
+        StoreError: no room for it.
+    """
+    with whole_file(folder / CONFIG) as part, written(folder / CONFIG):
+        part.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def copy_folder(source: Path, target: Path) -> None:
@@ -113,8 +123,7 @@ def _tensors(trained: _Trained, inputs: Mapping[str, float]) -> Iterator[tuple[s
     for name, parameter in trained.model.parameters.items():
         weight = trained.find(name)
         if name not in trained.formats:
-            dtype = _DTYPES.get(parameter.tensor.type_name, torch.float32)
-            yield name, weight.to(dtype)
+            yield name, weight.to(stored_dtype(parameter))
             continue
         packed = trained.formats[name].pack(weight)
         module = name.removesuffix(".weight")
@@ -125,8 +134,13 @@ def _tensors(trained: _Trained, inputs: Mapping[str, float]) -> Iterator[tuple[s
             yield f"{module}.input_global_scale", scales[name].tensor_scale.reciprocal().reshape(1)
 
 
-def _config(model: ModelMap, *, activations: bool) -> Mapping[str, Any]:
-    """The model's configuration, and how its linear layers are stored."""
+def stored_dtype(parameter: ModelParameter) -> torch.dtype:
+    """What safetensors keep a tensor as that a GGUF has float for float."""
+    return _DTYPES.get(parameter.tensor.type_name, torch.float32)
+
+
+def folder_config(model: ModelMap) -> Mapping[str, Any]:
+    """The model's configuration as transformers reads it, of weights that are plain floats."""
     from kldcloud.qad.transformers_config import causal_class, transformers_config
 
     config = transformers_config(model.hyperparameters)
@@ -135,13 +149,11 @@ def _config(model: ModelMap, *, activations: bool) -> Mapping[str, Any]:
     for word in _TOKENS:
         token = metadata.get(f"tokenizer.ggml.{word}_token_id")
         facts[f"{word}_token_id"] = token if type(token) is int else None
-    embedding = next(iter(model.parameters.values())).tensor.type_name
-    dtype = _DTYPES.get(embedding, torch.float32)
+    dtype = stored_dtype(next(iter(model.parameters.values())))
     return facts | {
         "architectures": [causal_class(model.hyperparameters)],
         "dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,
-        "quantization_config": _quantization(activations=activations),
     }
 
 

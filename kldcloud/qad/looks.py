@@ -13,12 +13,13 @@ class Look:
     Attributes:
         step: after so many steps.
         kld: mean KL divergence, nats a token.
-        same_top: share of positions where both models put the same token first.
+        same_top: share of positions where both models put the same token first; None where the
+            trainer does not say.
     """
 
     step: int
     kld: float
-    same_top: float
+    same_top: float | None
 
 
 @dataclass(frozen=True, slots=True)

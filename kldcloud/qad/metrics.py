@@ -51,7 +51,10 @@ class Metrics:
 
     def look(self, look: Look) -> None:
         """Note an evaluation on held-out text."""
-        self._note(look.step, {"heldout/kld": look.kld, "heldout/same_top": look.same_top})
+        scalars = {"heldout/kld": look.kld}
+        if look.same_top is not None:
+            scalars["heldout/same_top"] = look.same_top
+        self._note(look.step, scalars)
 
     def step(self, done: StepDone, tokens_per_second: float) -> None:
         """Note a step, and the look after it if there was one."""

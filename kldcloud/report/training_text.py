@@ -7,7 +7,7 @@ from typing import Final
 
 from kldcloud.qad.looks import Look
 from kldcloud.qad.result_file import QadResult
-from kldcloud.report.rounding import kld_figure
+from kldcloud.report.rounding import MISSING, kld_figure
 
 HEADINGS: Final = ("step", "held-out KLD", "same top %")
 """Of the rows of `look_rows`."""
@@ -44,9 +44,13 @@ def training_sentences(result: QadResult, quoted: Callable[[str], str]) -> Itera
 def look_rows(result: QadResult) -> list[tuple[str, str, str]]:
     """The looks on the way as figures; of very many, some, among them the first, last and best."""
     return [
-        (f"{each.step:,}", kld_figure(each.kld), f"{100 * each.same_top:.2f}")
+        (f"{each.step:,}", kld_figure(each.kld), _percent(each.same_top))
         for each in _shown(result.looks, result.chosen)
     ]
+
+
+def _percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.2f}"
 
 
 def _shown(looks: Sequence[Look], best: Look | None) -> Sequence[Look]:

@@ -33,6 +33,7 @@ from kldcloud.spec.qad_fields import (
     TrainableType,
     share_up_to,
 )
+from kldcloud.spec.qad_modelopt import MODELOPT, check_options, with_its_defaults
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX, check_importance
 from kldcloud.spec.uri import SourceUri
 
@@ -129,9 +130,11 @@ class StudentSpec(SpecModel):
         init: the quantised file that a gguf student starts from; an nvfp4 one starts at the
             teacher's weights.
         activations: whether the inputs of an nvfp4 student's layers are NVFP4 as well.
+        trainer: who trains it: this package, or NVIDIA Model Optimizer on a machine with GPUs.
     """
 
     format: Literal["gguf", "nvfp4"] = "gguf"
+    trainer: Literal["kldcloud", "modelopt"] = "kldcloud"
     init: InitSpec | None = None
     activations: Switch = False
 
@@ -304,6 +307,17 @@ class QadJob(SpecModel):
     engine: EngineOptions = EngineOptions()
     cluster: Annotated[str, Field(min_length=1, max_length=4096)] = "local"
     store: StoreAddress = "./kldcloud-store"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_trainer_has_it(cls, data: Any) -> Any:  # noqa: ANN401 - pydantic hands it over
+        return with_its_defaults(data)
+
+    @model_validator(mode="after")
+    def _trainer_can(self) -> Self:
+        if self.student.trainer == MODELOPT:
+            check_options(self)
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -20,6 +20,7 @@ from kldcloud.errors import FormatError, UserError
 from kldcloud.pipeline.launches import LaunchOrder, launch_id, read_order, ship, write_order
 from kldcloud.pipeline.progress import Silent
 from kldcloud.pipeline.sources import ShippedFile
+from kldcloud.qad.modelopt.pinned import VARIABLE as MODELOPT
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
 from kldcloud.spec.qad_job import QadJob
@@ -145,6 +146,21 @@ def test_machines_install_what_their_job_needs(
     assert f'"kldcloud[{extras}] @ file' in config["setup"]
     # What one kind of job installed may lack what another one needs.
     assert f"-{extras.replace(',', '-')}-$(printf" in config["run"]
+
+
+def test_machines_that_train_with_model_optimizer_get_an_environment_with_it(
+    tmp_path: Path,
+) -> None:
+    folder = LaunchFolder(tmp_path, build_wheel(tmp_path).name, False, True, modelopt=True)
+    sealed = seal({}, tmp_path)
+    config = task_config("kld-some", RENTED, folder, sealed)
+    for script in (config["setup"], config["run"]):
+        subprocess.run(["bash", "-n", "-c", script], check=True)
+        assert f'export {MODELOPT}="$home/modelopt-' in script
+    assert "pip install --quiet --disable-pip-version-check nvidia-modelopt==" in config["setup"]
+    assert "nvidia-modelopt" not in config["run"]
+    plain = LaunchFolder(tmp_path, folder.wheel, False, True)
+    assert MODELOPT not in str(task_config("kld-some", RENTED, plain, sealed))
 
 
 def test_a_distillation_ships_what_it_names_and_comes_back(tmp_path: Path) -> None:

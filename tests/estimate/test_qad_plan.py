@@ -11,7 +11,7 @@ import pytest
 from kldcloud.clusters.prices import Offer
 from kldcloud.errors import UserError
 from kldcloud.estimate.cost import Price
-from kldcloud.estimate.qad import QadPlan
+from kldcloud.estimate.qad import QadPlan, plan_qad
 from kldcloud.estimate.sweep import refuse_above
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.qad_job import QadJob
@@ -126,3 +126,14 @@ def test_a_bound_on_the_money_holds() -> None:
     refuse_above(replace(plan, rate=12.8), 12.0)
     with pytest.raises(UserError, match=r"demo would cost about \$11.67 on big, more than"):
         refuse_above(replace(plan, rate=12.8), 11.0)
+
+
+def test_a_plan_says_who_trains_and_refuses_where_it_cannot() -> None:
+    job = plan_of(
+        student={"format": "nvfp4", "trainer": "modelopt"}, train={}, export={"to": "hf"}
+    ).job
+    first, *lines = QadPlan(job, RENTED, FREE).to_text().splitlines()
+    assert first == "demo: NVFP4, distilled from t-F16 by NVIDIA Model Optimizer 0.46.0 on local"
+    assert any(line.endswith("lr 1e-05") for line in lines)
+    with pytest.raises(UserError, match="trains on all NVIDIA GPUs of one machine, and local has"):
+        plan_qad(job, RENTED, None)

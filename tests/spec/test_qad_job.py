@@ -559,3 +559,50 @@ def test_what_needs_a_sweep_says_that_this_is_none(job_file: Path) -> None:
         f"{job_file}: this is a qad job, whose run cannot be told from its file; "
         "give the run's id, as launch printed it"
     )
+
+
+MODELOPT = """\
+kind: qad
+name: demo
+teacher: t.gguf
+student: {format: nvfp4, trainer: modelopt}
+data: {text: a.txt}
+export: {to: hf}
+"""
+
+
+def test_model_optimizer_starts_from_its_own_settings_and_takes_a_jobs(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(MODELOPT)
+    plain = job_of(path)
+    assert (plain.train.lr, plain.train.final_lr, plain.train.patience) == (1e-5, 0.0, "never")
+    assert plain.train.warmup == 0.05
+    own = job_of(path, "train={lr: 3e-5, lr_norms: 1e-4, patience: }", "train.seed=4")
+    assert (own.train.lr, own.train.lr_norms, own.train.seed) == (3e-5, 1e-4, 4)
+    assert own.train.patience == "never"
+    for job in (plain, own):
+        assert QadJob.model_validate(job.model_dump(mode="json")) == job
+    assert job_of(path, "student.trainer=kldcloud").train.lr == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["student={init: {quantize: Q4_0}, trainer: modelopt}"], "student.format: modelopt tr"),
+        (["student.trainer=nvidia"], "student.trainer: "),
+        (["export.to=gguf"], "export.to: modelopt exports a folder"),
+        (["export="], "export.to: modelopt exports a folder (its GGUF is made beside it): write"),
+        (["train.patience=3"], "train.patience: modelopt trains all steps"),
+        (["train.skip_below=0.1"], "train.skip_below: modelopt trains in any case"),
+        (["train.train_head=true"], "train.train_head: an nvfp4 student has"),
+        (["checkpoints.every=40"], "checkpoints.every: modelopt keeps the best of what it looks"),
+        (["train=fast"], "train: "),
+        (["student=nvfp4"], "student: "),
+    ],
+)
+def test_what_model_optimizers_script_cannot_do_is_refused(
+    tmp_path: Path, overrides: list[str], reason: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(MODELOPT)
+    assert reason in refusal_of(path, *overrides)
