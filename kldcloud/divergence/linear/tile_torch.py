@@ -23,7 +23,7 @@ from kldcloud.divergence.linear.stretches import (
 )
 
 BUFFERS = 10
-"""Tensors of a tile's size that `summarise` has at once (measured), the two sides' logits among them."""
+"""Tensors of a tile's size that `summarise` has at once, two of them logits (measured)."""
 
 
 def summarise(
