@@ -45,7 +45,10 @@ def compiled(kernel: Any, constants: dict[str, object], **options: object) -> di
     aligned = {
         (at,): [["tt.divisibility", 16]]
         for at, name in enumerate(names)
-        if signature[name].startswith("*") or "stride" in name or name.startswith("width_")
+        if signature[name].startswith("*")
+        or "stride" in name
+        or name == "columns"
+        or name.startswith("width_")
     }
     given = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=given, attrs=aligned)
@@ -60,7 +63,7 @@ def compiled(kernel: Any, constants: dict[str, object], **options: object) -> di
 
 
 def main() -> None:
-    tile = {"WIDTH": tile_triton.WIDTH}
+    tile = {"WIDTH": tile_triton.WIDTH, "WHOLE": False}
     fused = {f"{flag}_{side}": True for flag in ("BIAS", "SCALE", "CAP") for side in "BC"}
     fused |= {
         "ROWS": fused_triton.MOST_ROWS,

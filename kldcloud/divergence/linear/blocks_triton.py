@@ -18,24 +18,16 @@ O3, O5, O7, O9 = (tl.constexpr(each) for each in ODD)
 @triton.jit
 def first_of(x, largest, columns):
     """The first of a block's columns where each row has its largest; 2^31 - 1 if none has."""
-    return tl.min(tl.where(x == largest[:, None], columns[None, :], NOWHERE), axis=1)
+    return tl.min(tl.where(x == largest[:, None], columns, NOWHERE), axis=1)
 
 
 @triton.jit
-def extremes(x, inside):
-    """Largest and smallest of each row of a block, NaN for both if an entry is not finite."""
-    broken = tl.max((inside & ~(tl.abs(x) <= LARGEST)).to(tl.int32), axis=1) > 0
-    high = tl.max(tl.where(inside, x, -LARGEST), axis=1)
-    low = tl.min(tl.where(inside, x, LARGEST), axis=1)
-    return tl.where(broken, float("nan"), high), tl.where(broken, float("nan"), low)
+def block_sums(b, c, high_b, high_c):
+    """P, g and the sums of p phi(u), q' phi(-u), p u and p (b - B) of each row of a block.
 
-
-@triton.jit
-def block_sums(b, c, high_b, high_c, inside):
-    """P, g and the sums of p phi(u'), q' phi(-u'), p u' and p (b - B) of each row of a block."""
-    # -200 is nothing after exp, and its difference is 0.
-    b = tl.where(inside, b - high_b[:, None], -200.0)
-    c = tl.where(inside, c - high_c[:, None], -200.0)
+    An entry of -LARGEST on both sides adds nothing to any of them.
+    """
+    b, c = b - high_b[:, None], c - high_c[:, None]
     p, q = tl.exp(b), tl.exp(c)
     mass_p, mass_q = tl.sum(p, axis=1), tl.sum(q, axis=1)
     weighted = tl.sum(p * b, axis=1)
@@ -55,18 +47,23 @@ def block_sums(b, c, high_b, high_c, inside):
 
 
 @triton.jit
-def store_sums(sums, tops, plane, at, valid, high_b, high_c, low_b, low_c, top_b, top_c,
+def store_sums(sums, tops, plane, at, valid, high_b, high_c, low, top_b, top_c,
                mass, log_ratio, forward, reverse, drift, weighted):  # fmt: skip
-    """Write one stretch of some rows, in the order of `stretches`' planes."""
-    tl.store(sums + at, high_b, mask=valid)
-    tl.store(sums + plane + at, high_c, mask=valid)
-    tl.store(sums + 2 * plane + at, low_b, mask=valid)
-    tl.store(sums + 3 * plane + at, low_c, mask=valid)
-    tl.store(sums + 4 * plane + at, mass, mask=valid)
-    tl.store(sums + 5 * plane + at, log_ratio, mask=valid)
-    tl.store(sums + 6 * plane + at, forward, mask=valid)
-    tl.store(sums + 7 * plane + at, reverse, mask=valid)
-    tl.store(sums + 8 * plane + at, drift, mask=valid)
-    tl.store(sums + 9 * plane + at, weighted, mask=valid)
+    """Write one stretch of some rows, in the order of `stretches`' planes.
+
+    A base logit that is not finite shows in P, or as the smallest; a candidate's makes the sum of
+    p phi(u) infinite or NaN, as a base's may too. So no entry need be looked at for that.
+    """
+    broken_b = ~(mass <= LARGEST) | (low < -LARGEST)
+    broken_c = ~(forward <= LARGEST) & ~broken_b
+    tl.store(sums + at, tl.where(broken_b, float("nan"), high_b), mask=valid)
+    tl.store(sums + plane + at, tl.where(broken_c, float("nan"), high_c), mask=valid)
+    tl.store(sums + 2 * plane + at, low, mask=valid)
+    tl.store(sums + 3 * plane + at, mass, mask=valid)
+    tl.store(sums + 4 * plane + at, log_ratio, mask=valid)
+    tl.store(sums + 5 * plane + at, forward, mask=valid)
+    tl.store(sums + 6 * plane + at, reverse, mask=valid)
+    tl.store(sums + 7 * plane + at, drift, mask=valid)
+    tl.store(sums + 8 * plane + at, weighted, mask=valid)
     tl.store(tops + at, top_b, mask=valid)
     tl.store(tops + plane + at, top_c, mask=valid)

@@ -41,7 +41,7 @@ class Encoding:
         """From what a first pass found, t = 1."""
         high = whole.high[..., 0]
         log_sum = (whole.log_mass[..., 0] - high.double()).float()
-        smallest = torch.maximum(whole.low[BASE, :, 0], high[BASE] - CLAMP_NATS)
+        smallest = torch.maximum(whole.low[:, 0], high[BASE] - CLAMP_NATS)
         # By a tensor: a division by a number is a product with its inverse on GPUs.
         scale = (high[BASE] - smallest) / torch.full_like(smallest, _STEPS)
         return cls(

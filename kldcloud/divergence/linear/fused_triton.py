@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kldcloud.divergence.linear.blocks_triton import block_sums, extremes, first_of, store_sums
+from kldcloud.divergence.linear.blocks_triton import LARGEST, block_sums, first_of, store_sums
 from kldcloud.divergence.linear.side import LinearSide
 from kldcloud.divergence.linear.stretches import Stretches
 
@@ -97,12 +97,13 @@ def _fused_kernel(states_b, head_b, bias_b, stride_b, head_stride_b, width_b, sc
     place = picked + row[:, None] + tl.zeros([1, WIDTH], tl.int32)
     tl.store(place, b, mask=here)
     tl.store(place + rows, c, mask=here)
-    high_b, low_b = extremes(b, inside)
-    high_c, low_c = extremes(c, inside)
-    top_b, top_c = first_of(b, high_b, column), first_of(c, high_c, column)
-    mass, log_ratio, forward, reverse, drift, weighted = block_sums(b, c, high_b, high_c, inside)
+    b, c = tl.where(inside, b, -LARGEST), tl.where(inside, c, -LARGEST)
+    high_b, high_c = tl.max(b, axis=1), tl.max(c, axis=1)
+    low = tl.min(tl.where(inside, b, LARGEST), axis=1)
+    top_b, top_c = first_of(b, high_b, column[None, :]), first_of(c, high_c, column[None, :])
+    mass, log_ratio, forward, reverse, drift, weighted = block_sums(b, c, high_b, high_c)
     store_sums(sums, tops, plane, row.to(tl.int64) * stride + stretch, valid,
-               high_b, high_c, low_b, low_c, top_b, top_c,
+               high_b, high_c, low, top_b, top_c,
                mass, log_ratio, forward, reverse, drift, weighted)  # fmt: skip
 
 

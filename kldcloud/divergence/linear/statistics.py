@@ -2,6 +2,20 @@
 
 Logits are made a tile of the vocabulary at a time, summed up and forgotten. `stretches` has the
 formulas, `passes` the ways to run them.
+
+What moves the numbers is the products: float32 rounds a logit of 10 nats by 1e-6, more or less so
+with the order of its sum. Largest error of a row's divergence, in nats, against products and sums
+in float64 (CPU, 17 rows of logits 3 nats wide, V = 32,001 and 151,936, d = 63 and 1024):
+
+    dtype of states and head   at a KLD of 0.5   at 0.001
+    float32                    3.3e-6            6e-8
+    bfloat16                   1.9e-6            5e-8
+    float16                    1.1e-6            4e-8
+
+NLL and entropy are within 5e-6. Half precision is no worse, since its products are exact before
+they are added; the rounding of the states is the model's own. llama.cpp's columns follow its
+float32 operations, but a log-sum-exp may round to the neighbouring float, which moves that row's
+NLL by a step and its divergence by some 2e-6 (1 + KLD).
 """
 
 from __future__ import annotations

@@ -41,10 +41,9 @@ from torch import Tensor
 
 BASE, CANDIDATE = 0, 1
 
-HIGH, LOW = 0, 2
-"""Planes of `Stretches.sums` of the base; the candidate's come right after."""
-MASS, RATIO, FORWARD, REVERSE, DRIFT, WEIGHTED = 4, 5, 6, 7, 8, 9
-PLANES = 10
+HIGH, LOW, MASS, RATIO, FORWARD, REVERSE, DRIFT, WEIGHTED = 0, 2, 3, 4, 5, 6, 7, 8
+"""Planes of `Stretches.sums`; the candidate's maxima come right after the base's."""
+PLANES = 9
 
 SERIES_UP_TO = 1.0
 """Of |u|: below, the series, whose rest is at most 5e-8 of the term; above, e^u - 1 - u keeps all
@@ -64,7 +63,7 @@ class Stretches:
 
     Attributes:
         sums: float32 ``[PLANES, n, t]``: base and candidate maxima (NaN if a logit is not finite),
-            minima, P, g, and the sums of p phi(u'), q' phi(-u'), p u' and p (b - B).
+            base minima, P, g, and the sums of p phi(u), q' phi(-u), p u and p (b - B).
         tops: int32 ``[2, n, t]``, the first column of each maximum.
     """
 
@@ -94,7 +93,7 @@ class Pieces:
         reverse_kld: the same from candidate to base.
         entropy: of the base's.
         high: float32 ``[2, n, t]``, the largest logit.
-        low: float32 ``[2, n, t]``, the smallest.
+        low: float32 ``[n, t]``, the base's smallest.
         top: int32 ``[2, n, t]``, the first token with the largest.
     """
 
@@ -109,7 +108,7 @@ class Pieces:
     @classmethod
     def of(cls, stretches: Stretches) -> Pieces:
         """Stretches as distributions."""
-        high, low = stretches.sums[HIGH:LOW], stretches.sums[LOW:MASS]
+        high, low = stretches.sums[HIGH:LOW], stretches.sums[LOW]
         sums = stretches.sums.double()
         mass, forward, drift = sums[MASS], sums[FORWARD], sums[DRIFT]
         log_ratio = sums[RATIO] + torch.where(

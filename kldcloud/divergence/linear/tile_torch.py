@@ -23,7 +23,7 @@ from kldcloud.divergence.linear.stretches import (
 )
 
 BUFFERS = 10
-"""Tensors of a tile's size that `summarise` has at once (measured), both sides' logits too."""
+"""Tensors of a tile's size that `summarise` has at once, two of them logits (measured)."""
 
 
 def summarise(
@@ -46,8 +46,9 @@ def summarise(
     for side, x in ((BASE, b), (CANDIDATE, c)):
         high, top = x.max(-1)
         low = x.amin(-1)
+        if side == BASE:
+            sums[LOW] = low
         sums[HIGH + side] = torch.where(low.isfinite(), high, torch.nan)
-        sums[LOW + side] = low
         tops[side] = top + start
         picked[side] = torch.where(inside, x.gather(-1, here)[:, 0], picked[side])
         x.sub_(high[:, None])

@@ -17,7 +17,6 @@ from kldcloud.divergence.linear.blocks_triton import (
     LARGEST,
     NOWHERE,
     block_sums,
-    extremes,
     first_of,
     store_sums,
 )
@@ -37,43 +36,50 @@ MAGIC = tl.constexpr(12582912.0)
 
 
 @triton.jit
+def _loaded(x, at, columns, WHOLE: tl.constexpr):
+    """Entries, and -LARGEST beyond the last one."""
+    if WHOLE:
+        return tl.load(x + at)
+    return tl.load(x + at, mask=at < columns, other=-LARGEST)
+
+
+@triton.jit
 def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, rows, start, columns,
-                 sums, tops, stride, plane, WIDTH: tl.constexpr):  # fmt: skip
+                 sums, tops, stride, plane, WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     stretch = tl.program_id(1)
-    at = stretch * WIDTH + tl.arange(0, WIDTH)
-    inside = (at < columns)[None, :]
-    x_b = tl.load(b + row * b_stride + at[None, :], mask=inside, other=0.0)
-    x_c = tl.load(c + row * c_stride + at[None, :], mask=inside, other=0.0)
-    here = inside & (at == tl.load(tokens + row) - start)[None, :]
-    place = picked + row + tl.zeros([1, WIDTH], tl.int64)
-    tl.store(place, x_b, mask=here)
-    tl.store(place + rows, x_c, mask=here)
-    high_b, low_b = extremes(x_b, inside)
-    high_c, low_c = extremes(x_c, inside)
-    mass, log_ratio, forward, reverse, drift, weighted = block_sums(
-        x_b, x_c, high_b, high_c, inside
-    )
+    b += row * b_stride
+    c += row * c_stride
+    at = stretch * WIDTH + tl.arange(0, WIDTH)[None, :]
+    x_b, x_c = _loaded(b, at, columns, WHOLE), _loaded(c, at, columns, WHOLE)
+    token = tl.load(tokens + row) - start
+    here = (token // WIDTH == stretch) & (token >= 0) & (token < columns)
+    tl.store(picked + row, tl.load(b + token, mask=here), mask=here)
+    tl.store(picked + rows + row, tl.load(c + token, mask=here), mask=here)
+    high_b, high_c = tl.max(x_b, axis=1), tl.max(x_c, axis=1)
+    low = tl.min(x_b if WHOLE else tl.where(at < columns, x_b, LARGEST), axis=1)
+    mass, log_ratio, forward, reverse, drift, weighted = block_sums(x_b, x_c, high_b, high_c)
     out = row * stride + stretch + tl.zeros([1], tl.int64)
     top_b, top_c = first_of(x_b, high_b, at) + start, first_of(x_c, high_c, at) + start
-    store_sums(sums, tops, plane, out, out >= 0, high_b, high_c, low_b, low_c, top_b, top_c,
+    store_sums(sums, tops, plane, out, out >= 0, high_b, high_c, low, top_b, top_c,
                mass, log_ratio, forward, reverse, drift, weighted)  # fmt: skip
 
 
 @triton.jit
 def _llama_kernel(b, c, b_stride, c_stride, scale, inverse, smallest, low, log_mass, start,
-                  columns, kld, high, top, stride, WIDTH: tl.constexpr):  # fmt: skip
+                  columns, kld, high, top, stride,
+                  WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     stretch = tl.program_id(1)
     at = stretch * WIDTH + tl.arange(0, WIDTH)
-    inside = at < columns
-    x_b = tl.load(b + row * b_stride + at, mask=inside, other=0.0)
-    x_c = tl.load(c + row * c_stride + at, mask=inside, other=0.0)
+    x_b = _loaded(b + row * b_stride, at, columns, WHOLE)
+    x_c = _loaded(c + row * c_stride, at, columns, WHOLE)
     above = x_b - tl.load(smallest + row)
     code = (tl.load(inverse + row) * above + MAGIC) - MAGIC
     code = tl.where(above > 0, code, 0.0)
     log_p = tl.load(scale + row) * code + tl.load(low + row)
-    log_p = tl.where(inside, log_p, -LARGEST)
+    if not WHOLE:
+        log_p = tl.where(at < columns, log_p, -LARGEST)
     largest = tl.max(log_p, axis=0)
     first = tl.min(tl.where(log_p == largest, at, NOWHERE), axis=0) + start
     # The exponential in float64, then rounded: as good a float32 as there is.
@@ -102,7 +108,8 @@ def summarise(
     rows, columns = b.shape
     _tile_kernel[(rows, triton.cdiv(columns, WIDTH))](
         b, c, b.stride(0), c.stride(0), tokens, picked, rows, start, columns,
-        out.sums, out.tops, out.sums.stride(1), out.sums.stride(0), WIDTH=WIDTH, **OPTIONS,
+        out.sums, out.tops, out.sums.stride(1), out.sums.stride(0), WIDTH=WIDTH,
+        WHOLE=columns % WIDTH == 0, **OPTIONS,
     )  # fmt: skip
 
 
@@ -118,6 +125,6 @@ def llama_sums(b: Tensor, c: Tensor, start: int, encoding: Encoding) -> LlamaSum
     _llama_kernel[(rows, count)](
         b, c, b.stride(0), c.stride(0), encoding.scale, encoding.inverse, encoding.smallest,
         encoding.low, encoding.log_mass, start, columns, out.kld, out.high, out.top, count,
-        WIDTH=WIDTH, **OPTIONS | UNFUSED,
+        WIDTH=WIDTH, WHOLE=columns % WIDTH == 0, **OPTIONS | UNFUSED,
     )  # fmt: skip
     return out
