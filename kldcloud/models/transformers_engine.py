@@ -93,6 +93,23 @@ class TransformersEngine:
     def on_gpu(self) -> bool:
         return self._options.device != "cpu"
 
+    def states(self, tokens: Tokens) -> npt.NDArray[np.float32] | None:
+        """What enters the output head at a chunk's scored positions, float32 [rows, d]; a copy.
+
+        Returns:
+            None where logits are the model's own.
+
+        Raises:
+            EngineError: as `evaluate`.
+        """
+        if self._options.head != "float32":
+            return None
+        n = self._context
+        with self._out_of_memory_named():
+            states = self._states(self._fed(tokens))[n // 2 : n - 1]
+        found: npt.NDArray[np.float32] = states.float().cpu().numpy()
+        return found
+
     def side(self, tokens: Tokens) -> LinearSide | None:
         """States and head of a chunk's scored positions; None on a CPU, or without a plain head.
 
