@@ -63,7 +63,8 @@ class TransformersEngine:
         import torch
 
         folder = read_model_folder(path)
-        self._context, self._options, self._threads = context, options, threads
+        self._path, self._context, self._options = path, context, options
+        self._threads = threads
         self._vocabulary = folder_vocabulary(folder)
         if options.device == "cpu":
             torch.set_num_threads(options.threads)
@@ -196,6 +197,11 @@ class TransformersEngine:
             self._in_place_of_head = catcher()
             self._model.set_output_embeddings(self._in_place_of_head)
             ours = torch.as_tensor(self._logits(self._states(tokens))).float().cpu()
+        if not bool(own.isfinite().all()):
+            raise EngineError(
+                f"{folder.path}: its logits are not finite in {self._options.dtype}",
+                hint="set engine.transformers.dtype to another type",
+            )
         epsilon = torch.finfo(getattr(torch, self._options.dtype)).eps
         allowed = max(4 * epsilon, _LEAST_TOLERANCE) * float(own.abs().max())
         apart = float((ours - own).abs().max())
@@ -234,9 +240,9 @@ class TransformersEngine:
             ) from error
         except KldcloudError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EngineError(f"transformers failed on a chunk: {first}") from error
+            raise EngineError(f"{self._path}: transformers failed on a chunk: {first}") from error
 
     def close(self) -> None:
         """Free the model's memory now rather than at the end of the process."""
