@@ -12,8 +12,10 @@ from tokenizers import Tokenizer
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.pipeline.compare_runs import compare_runs
+from kldcloud.pipeline.exchange import export_base_file
 from kldcloud.pipeline.runs import FoundRun
 from kldcloud.report.compared import render_compared
+from kldcloud.report.engine_facts import engine_note
 from kldcloud.report.summary_file import parse_summary
 from kldcloud.report.summary_shape import Summary
 from kldcloud.store import open_store
@@ -135,6 +137,26 @@ def test_runs_of_recipes_and_engines_are_compared_candidate_by_candidate(
     ran = {row.split(",")[4]: row for row in rows[1:]}
     assert ",llama.cpp," in ran["candidate"]
     assert ",transformers," in ran["noisy-hf"]
+
+
+def test_a_folder_is_measured_against_llama_cpps_base_file(
+    pair: TinyPair, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    by_model = sweep(
+        facts(pair.base, [pair.candidate], [corpus()], encoding="logits", engine=EXACT), tmp_path
+    )
+    file = tmp_path / "base.kld"
+    run = FoundRun(by_model.run, open_store(str(tmp_path)))
+    export_base_file(run, file, corpus=None, overwrite=False, progress=Notes())
+    base = {"logits": str(file)}
+    summary = sweep(facts(base, [folders["noisy"], pair.candidate], []), tmp_path).summary
+    found = means(summary)
+    assert found["noisy-hf"] == pytest.approx(found["candidate"], rel=1e-3)
+    assert summary.engine["name"] == "transformers"
+    assert summary.engines["candidate"]["name"] == "llama.cpp"
+    note = engine_note(summary, str)
+    assert note is not None
+    assert "Run by another engine than the base: noisy-hf (transformers" in note
 
 
 def test_conversations_are_rendered_alike(tmp_path: Path) -> None:
