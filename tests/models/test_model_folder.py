@@ -61,7 +61,7 @@ def test_a_folder_that_transformers_saved_is_described(llama: Path) -> None:
     assert (folder.architecture, folder.model_type) == (type(model).__name__, "llama")
     assert (folder.vocabulary_size, folder.hidden_size) == (VOCABULARY, WIDTH)
     assert (folder.dtype, folder.tied_embeddings, folder.quantization) == ("bfloat16", False, None)
-    assert folder.tensor_count == len(model.state_dict())
+    assert len(folder.tensors) == len(model.state_dict())
     assert folder.tensor_bytes == sum(2 * each.numel() for each in model.state_dict().values())
     names = [path.name for path in folder.weight_files]
     assert names == [f"model-{index:05}-of-00003.safetensors" for index in (1, 2, 3)]
@@ -164,7 +164,7 @@ def test_code_of_its_own_is_noted(tmp_path: Path) -> None:
 def test_pickles_beside_safetensors_are_not_looked_at(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
-    assert read_model_folder(tmp_path).tensor_count == 3
+    assert len(read_model_folder(tmp_path).tensors) == 3
     assert "pytorch_model.bin" not in read_model_folder(tmp_path).files
 
 
@@ -344,7 +344,7 @@ def test_a_tensor_that_is_in_two_shards_is_refused(shards: Path) -> None:
 
 def test_a_tensor_that_only_its_shard_names_counts(shards: Path) -> None:
     save_file(load_file(shards / SHARD) | {"more": np.zeros(2, np.float32)}, shards / SHARD)
-    assert read_model_folder(shards).tensor_count == 4
+    assert len(read_model_folder(shards).tensors) == 4
 
 
 def test_weights_without_a_tensor_are_refused(tmp_path: Path) -> None:
