@@ -22,6 +22,7 @@ from kldcloud.models.engine import ChunkOutput, Tokens, Vocabulary
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.transformers_head import (
     after_head,
+    catcher,
     is_plain,
     linear_side,
     own_logits,
@@ -76,8 +77,9 @@ class TransformersEngine:
         self._after = after_head(self._model.config)
         self._plain = plain_head(self._head, self._vocabulary.size, self._after)
         self._buffer: npt.NDArray[np.float32] | None = None
+        self._in_place_of_head: Any = None
         if options.head == "float32":
-            self._compare_with_own(folder)
+            self._make_logits_here(folder)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -132,19 +134,9 @@ class TransformersEngine:
         """What enters the output head, [n, d]; the head's own product is left out."""
         import torch
 
-        seen: list[torch.Tensor] = []
-
-        def instead(states: torch.Tensor) -> torch.Tensor:
-            seen.append(states)
-            return states[..., :1]
-
-        forward = self._head.forward
-        self._head.forward = instead
-        try:
-            with torch.inference_mode():
-                self._model(input_ids=self._ids(tokens), use_cache=False)
-        finally:
-            self._head.forward = forward
+        with torch.inference_mode():
+            self._model(input_ids=self._ids(tokens), use_cache=False)
+        seen: list[torch.Tensor] = self._in_place_of_head.taken()
         if len(seen) != 1 or seen[0].shape[:2] != (1, len(tokens)):
             raise EngineError(
                 f"{type(self._model).__name__} does not call its output head once for all tokens",
@@ -177,13 +169,16 @@ class TransformersEngine:
 
         return torch.from_numpy(tokens[None]).to(self._model.device)
 
-    def _compare_with_own(self, folder: ModelFolder) -> None:
+    def _make_logits_here(self, folder: ModelFolder) -> None:
+        """Take the head out of the model, and see that ours does what the whole model did."""
         import torch
 
         tokens = np.arange(_PROBE) * 997 % self._vocabulary.size
         with self._out_of_memory_named():
-            ours = torch.as_tensor(self._logits(self._states(tokens))).float().cpu()
             own = self._own(tokens).float().cpu()
+            self._in_place_of_head = catcher()
+            self._model.set_output_embeddings(self._in_place_of_head)
+            ours = torch.as_tensor(self._logits(self._states(tokens))).float().cpu()
         epsilon = torch.finfo(getattr(torch, self._options.dtype)).eps
         allowed = max(4 * epsilon, _LEAST_TOLERANCE) * float(own.abs().max())
         apart = float((ours - own).abs().max())
@@ -230,7 +225,7 @@ class TransformersEngine:
         """Free the model's memory now rather than at the end of the process."""
         import torch
 
-        self._model = self._head = self._plain = self._buffer = None
+        self._model = self._head = self._plain = self._buffer = self._in_place_of_head = None
         gc.collect()
         if self._options.device != "cpu":
             torch.cuda.empty_cache()

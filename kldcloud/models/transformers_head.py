@@ -17,6 +17,27 @@ _TILE_BYTES: Final = 256 << 20
 """Of one float32 tile of logits on a GPU: large enough for its products to run at full speed."""
 
 
+def catcher() -> Any:  # noqa: ANN401 - a class that needs torch
+    """A module that stands where the head was: it keeps its input, and makes next to nothing."""
+    import torch
+
+    class Catcher(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[torch.Tensor] = []
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            self.seen.append(states)
+            return states[..., :1]
+
+        def taken(self) -> list[torch.Tensor]:
+            """The inputs since the last call."""
+            seen, self.seen = self.seen, []
+            return seen
+
+    return Catcher()
+
+
 def after_head(config: Any) -> AfterHead:  # noqa: ANN401 - one class a family
     """What a model's configuration says of its logits.
 
@@ -44,6 +65,8 @@ def is_plain(head: Any) -> bool:  # noqa: ANN401 - a module of torch
     return (
         type(head) is torch.nn.Linear
         and type(weight) is torch.nn.Parameter
+        # Where it waits in the machine's memory, the module alone knows how to bring it.
+        and weight.device.type != "meta"
         and str(weight.dtype).removeprefix("torch.") in TYPE_NAMES
     )
 

@@ -22,13 +22,7 @@ def transformers() -> ModuleType:
     Raises:
         UserError: it, or torch, is not installed.
     """
-    # A model is a folder that is here: nothing that transformers asks the Hub for is wanted.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # They warn of what is missing for GPUs, of internals, and of each layer that they round.
-    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quieten()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -42,6 +36,17 @@ def transformers() -> ModuleType:
         ) from error
     module.utils.logging.disable_progress_bar()
     return module  # type: ignore[no-any-return]  # an untyped package
+
+
+def quieten() -> None:
+    """Have torch, transformers and what they bring say nothing on their own; imports none of them.
+
+    They warn of what is missing for GPUs, of internals, and of each layer that they round.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def library_versions() -> dict[str, str]:

@@ -6,19 +6,21 @@ from importlib.util import find_spec
 from typing import Final
 
 from kldcloud.errors import UserError
+from kldcloud.models.transformers_library import quieten
 
 _NEEDED: Final = ("torch", "transformers", "pandas", "requests")
 """The last two by Ray Train, whose own extra brings them."""
 
 
 def require_extra() -> None:
-    """Say what to install where something that training imports is missing; imports nothing.
+    """Say what to install where something that training imports is missing; imports none of it.
 
     Modules that import them at their top are imported after this.
 
     Raises:
         UserError: if one is missing.
     """
+    quieten()
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise UserError(

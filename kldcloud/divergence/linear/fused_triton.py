@@ -3,8 +3,8 @@
 A program makes a block of both sides' logits, 128 rows of 128 tokens, one product after the other,
 and sums it up. The tile kernel has the faster product (the vendor's) and writes and reads 16 bytes
 an entry for it; this one saves those. On an H100 that is 5 ps against 4 d / 600 TFLOP/s = 14 ps for
-the products at d = 2048, so the fewer the dimensions, the more there is to win here. Not chosen by
-itself: `benchmarks/gpu.py` measures both.
+the products at d = 2048 (reckoned, not measured), so the fewer the dimensions, the more there is to
+win here. Not chosen by itself: `benchmarks/gpu.py` measures both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEAST_ROWS = 16
 DEPTH = 64
 OPTIONS = {"num_warps": 8, "num_stages": 4, "enable_fp_fusion": True}
 """Two blocks of float32 take 128 registers of each of 256 threads, the sums the rest: ptxas puts
-612 bytes a thread aside (sm_90a), once a block. Narrower blocks spill nothing and feed the tensor
+540 bytes a thread aside (sm_90a), once a block. Narrower blocks spill nothing and feed the tensor
 cores worse."""
 
 TANH_SERIES_UP_TO = tl.constexpr(0.25)

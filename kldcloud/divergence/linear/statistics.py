@@ -3,9 +3,9 @@
 Logits are made a tile of the vocabulary at a time, summed up and forgotten. `stretches` has the
 formulas, `passes` the ways to run them.
 
-What moves the numbers is the products: float32 rounds a logit of 10 nats by 1e-6, more or less so
-with the order of its sum. Largest error of a row's divergence, in nats, against products and sums
-in float64 (CPU, 17 rows of logits 3 nats wide, V = 32,001 and 151,936, d = 63 and 1024):
+What moves the numbers is the products: in float32 a logit of 10 nats is off by 1e-6, this way or
+that as the order of its sum has it. Largest error of a row's divergence, in nats, against products
+and sums in float64 (CPU, 17 rows of logits 3 nats wide, V = 32,001 and 151,936, d = 63 and 1024):
 
     dtype of states and head   at a KLD of 0.5   at 0.001
     float32                    3.3e-6            6e-8
