@@ -12,6 +12,7 @@ from kldcloud.estimate.files import PlannedBase, PlannedModel, at_hand, model_he
 from kldcloud.models.ggml_types import BITS
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
+from kldcloud.models.transformers_head import TYPE_NAMES
 from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
 from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.pipeline.prepare import KldBase
@@ -19,11 +20,12 @@ from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.job import BaseSpec, Expected, SweepJob
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.choose import BaseShape
-from kldcloud.staging.folder_head import shape_of_folder
+from kldcloud.staging.folder_head import MODELS_OWN_LOGITS, shape_of_folder
 from kldcloud.staging.head import head_tensor
 from kldcloud.staging.kld_file import read_kld_header
 from kldcloud.staging.states import BLOCK, SUPPORTED_HEADS
 
+_NO_WIDTH: Final = "its width is unknown (base.expect.width)"
 _QUANT_IN_NAME: Final = re.compile(r"(?<![A-Z0-9])(?:I?Q|TQ|MXFP|NVFP)[1-9]", re.IGNORECASE)
 
 
@@ -39,11 +41,11 @@ class Evaluation:
     engine: EngineOptions
     gpu: bool
 
-    def of_folder(self, folder: ModelFolder) -> TransformersOptions:
-        """How transformers would run it; nothing is asked of torch."""
+    def of_folder(self, stored: str) -> TransformersOptions:
+        """How transformers would run a model stored in a dtype; nothing is asked of torch."""
         said = self.engine.transformers
         device = ("cuda" if self.gpu else "cpu") if said.device == "auto" else said.device
-        dtype = resolved_dtype(said.dtype, folder.dtype or "", device)
+        dtype = resolved_dtype(said.dtype, stored, device)
         return TransformersOptions(dtype, device, head=said.head)
 
 
@@ -83,10 +85,12 @@ def planned_base(spec: BaseSpec, how: Evaluation) -> PlannedBase:
     file = PlannedModel(spec.display_name, uri, given.bytes, here=False)
     if spec.logits is not None or given.vocabulary is None:
         return PlannedBase(file, given.vocabulary, None, None, kld=spec.logits is not None)
+    if uri.is_repository:
+        return _stated_repository(file, given, given.vocabulary, how)
     head = spec.convert or _head_by_name(uri.stem)
     obstacle = None if head else f"a {uri.stem} has a quantised head, by its name"
     if obstacle is None and given.width is None:
-        obstacle = "its width is unknown (base.expect.width)"
+        obstacle = _NO_WIDTH
     if obstacle is None and head == "Q8_0" and (given.width or 0) % BLOCK:
         obstacle = f"its width is no multiple of {BLOCK}"
     if obstacle is None:
@@ -95,6 +99,23 @@ def planned_base(spec: BaseSpec, how: Evaluation) -> PlannedBase:
         shape = BaseShape(given.vocabulary, "", 0, obstacle)
     weights = int(given.bytes * 8 / BITS[head]) if given.bytes and head else None
     return PlannedBase(file, given.vocabulary, shape, weights, kld=False)
+
+
+def _stated_repository(
+    file: PlannedModel, given: Expected, vocabulary: int, how: Evaluation
+) -> PlannedBase:
+    """A base in safetensors that is not here: its weights are taken for bfloat16, as most are."""
+    options = how.of_folder("bfloat16")
+    weights = given.bytes * 8 // int(BITS["BF16"]) if given.bytes else None
+    if options.head != "float32":
+        obstacle = MODELS_OWN_LOGITS
+    elif given.width is None:
+        obstacle = _NO_WIDTH
+    else:
+        head, on_gpu = TYPE_NAMES[options.dtype], options.device != "cpu"
+        shape = BaseShape(vocabulary, head, given.width, None, on_gpu=on_gpu)
+        return PlannedBase(file, vocabulary, shape, weights, kld=False)
+    return PlannedBase(file, vocabulary, BaseShape(vocabulary, "", 0, obstacle), weights, kld=False)
 
 
 def _base_here(spec: BaseSpec, uri: SourceUri, how: Evaluation) -> PlannedBase | None:
@@ -125,9 +146,11 @@ def _base_of(file: PlannedModel, header: GgufHeader, path: Path) -> PlannedBase:
 
 
 def _base_of_folder(file: PlannedModel, folder: ModelFolder, how: Evaluation) -> PlannedBase:
-    shape = shape_of_folder(folder, how.of_folder(folder))
+    shape = shape_of_folder(folder, how.of_folder(folder.dtype or ""))
     weights = None if folder.quantization else sum(each.elements for each in folder.tensors)
-    return PlannedBase(file, shape.vocabulary, shape, weights, kld=False, path=folder.path)
+    return PlannedBase(
+        file, shape.vocabulary, shape, weights, kld=False, path=folder.path, folder=folder
+    )
 
 
 def _converted(header: GgufHeader, kind: str) -> GgufHeader:

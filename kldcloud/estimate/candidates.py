@@ -9,8 +9,10 @@ from kldcloud.estimate.files import PlannedBase, PlannedModel, model_here
 from kldcloud.models.ggml_types import BITS
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import read_model_folder
+from kldcloud.pipeline.model_files import recipe_bytes
+from kldcloud.pipeline.prepare import check_quants
 from kldcloud.spec.job import CandidateSpec, SweepJob
-from kldcloud.spec.recipes import RECIPES
+from kldcloud.spec.recipes import RECIPES, Recipe
 
 MIXTURE: Final = 1.12
 """Size of a K- or I-quant mixture over its namesake type alone: Q4_K_M is 5.08 bits, Q4_K 4.5."""
@@ -20,16 +22,25 @@ def planned_candidates(job: SweepJob, base: PlannedBase) -> tuple[PlannedModel, 
     """The candidates; those that are here must be models of the base's vocabulary.
 
     Raises:
-        UserError: for a path where nothing is and of which the job states nothing.
+        UserError: for a path where nothing is and of which the job states nothing, and for a type
+            that the base cannot be quantised to.
     """
+    uri = base.file.uri
+    if base.folder is not None or (uri is not None and uri.is_repository):
+        check_quants(job, folder=True)
+    elif base.path is not None:
+        check_quants(job, folder=False)
     return tuple(_candidate(spec, base) for spec in job.candidates)
 
 
 def _candidate(spec: CandidateSpec, base: PlannedBase) -> PlannedModel:
     name, size = spec.display_name, spec.expect.bytes
     if spec.model is None:
-        if size is None and base.weights is not None:
-            size = _quantised_size(base, base.weights, spec.quantize or "")
+        quant = spec.quantize or ""
+        if size is None and quant in RECIPES:
+            size = _recipe_size(base, RECIPES[quant])
+        elif size is None and base.weights is not None:
+            size = _quantised_size(base, base.weights, quant)
         return PlannedModel(name, None, size, here=False)
     path = model_here(spec.model)
     if path is None:
@@ -50,6 +61,19 @@ def _candidate(spec: CandidateSpec, base: PlannedBase) -> PlannedModel:
     return PlannedModel(name, spec.model, size, here=True)
 
 
+def _recipe_size(base: PlannedBase, recipe: Recipe) -> int | None:
+    """Bytes of a base in safetensors as a recipe leaves it: of one that is not here, to a tenth."""
+    if base.folder is not None:
+        return recipe_bytes(base.folder, recipe)
+    if base.weights is None or base.shape is None or base.file.size is None:
+        return None
+    # A scale of a whole row is next to nothing; the head, at least, stays as it is stored.
+    bits = recipe.bits + (recipe.scale_bits / recipe.group if recipe.group else 0)
+    head = base.shape.vocabulary * base.shape.width
+    stored = base.file.size * 8 / base.weights
+    return int(((base.weights - head) * bits + head * stored) / 8)
+
+
 def _quantised_size(base: PlannedBase, weights: int, quant: str) -> int:
     """Bytes of the base in a type of llama.cpp's, to a tenth or so."""
     bits = _bits_of(quant)
@@ -59,10 +83,7 @@ def _quantised_size(base: PlannedBase, weights: int, quant: str) -> int:
 
 
 def _bits_of(quant: str) -> float:
-    """Bits a weight of a type or a recipe, without its output head."""
-    if quant in RECIPES:
-        recipe = RECIPES[quant]
-        return recipe.bits + (recipe.scale_bits / recipe.group if recipe.group else 0)
+    """Bits a weight of a type, without its output head."""
     namesakes = [name for name in BITS if quant.startswith(name)]
     if namesakes:
         exact = max(namesakes, key=len)

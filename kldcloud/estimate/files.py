@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.errors import UserError
+from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.sources import model_at_hand
 from kldcloud.spec.job import SweepJob
 from kldcloud.spec.uri import SourceUri
@@ -42,6 +43,7 @@ class PlannedBase:
         weights: how many, or None.
         kld: whether it is a llama.cpp base file.
         path: of a file on this machine that can count a text's tokens.
+        folder: what is known of one in safetensors that is on this machine.
     """
 
     file: PlannedModel
@@ -50,6 +52,7 @@ class PlannedBase:
     weights: int | None
     kld: bool
     path: Path | None = None
+    folder: ModelFolder | None = None
 
 
 @dataclass(frozen=True, slots=True)
