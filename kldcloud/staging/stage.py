@@ -19,12 +19,12 @@ import numpy as np
 from kldcloud.corpus.chunks import ChunkShape, Shard, Tokens, cut_shards
 from kldcloud.errors import FormatError
 from kldcloud.staging.encodings import StageShape
-from kldcloud.staging.head import OutputHead
+from kldcloud.staging.head import NOTHING_AFTER, OutputHead
 from kldcloud.staging.shard_file import build_shard, parse_header, read_header
 from kldcloud.store.base import Store
 from kldcloud.store.digest import sha256_bytes
 
-SCHEMA = "kldcloud.stage/3"
+SCHEMA = "kldcloud.stage/2"
 MAX_JSON_BYTES = 64 << 20
 MAX_CHUNKS = 1 << 24
 
@@ -152,7 +152,7 @@ def finish_stage(
     """
     tokens = tokens_bytes(chunks)
     store.write_new(f"{identity.prefix}/tokens", tokens)
-    head_facts = None
+    head_facts: dict[str, object] | None = None
     if head is not None:
         stored = head_bytes(head)
         store.write_new(f"{identity.prefix}/head", stored)
@@ -160,10 +160,12 @@ def finish_stage(
             "type": head.type_name,
             "width": head.width,
             "sha256": sha256_bytes(stored),
-            "bias": head.bias is not None,
-            "scale": head.after.scale,
-            "softcap": head.after.softcap,
         }
+        # Of a head that is not a product alone; most are, and have no more to say.
+        if head.bias is not None:
+            head_facts["bias"] = True
+        if head.after != NOTHING_AFTER:
+            head_facts["after"] = asdict(head.after)
     entries = []
     for shard in shards:
         key = identity.shard_key(shard)

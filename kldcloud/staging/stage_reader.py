@@ -11,7 +11,7 @@ import numpy as np
 from kldcloud.corpus.chunks import Shard, Tokens
 from kldcloud.errors import FormatError
 from kldcloud.staging.encodings import Encoding, HiddenEncoding, KldEncoding, LogitsEncoding
-from kldcloud.staging.head import AfterHead, OutputHead
+from kldcloud.staging.head import NOTHING_AFTER, AfterHead, OutputHead
 from kldcloud.staging.shard_file import Frame, parse_header, read_header
 from kldcloud.staging.stage import (
     MAX_CHUNKS,
@@ -169,15 +169,20 @@ def _head_facts(entry: Any) -> _HeadFacts | None:  # noqa: ANN401 - whatever JSO
     """A manifest's output head."""
     if entry is None:
         return None
-    kind, width, cap = str(entry["type"]), int(entry["width"]), entry["softcap"]
+    kind, width = str(entry["type"]), int(entry["width"])
     whole_blocks = kind != "Q8_0" or width % BLOCK == 0
     if kind not in SUPPORTED_HEADS or not 0 < width <= MAX_WIDTH or not whole_blocks:
         raise ValueError
-    after = AfterHead(float(entry["scale"]), None if cap is None else float(cap))
+    after = NOTHING_AFTER
+    if "after" in entry:
+        cap = entry["after"]["softcap"]
+        after = AfterHead(float(entry["after"]["scale"]), None if cap is None else float(cap))
     factors = [after.scale] if after.softcap is None else [after.scale, after.softcap]
     if not all(0 < abs(each) < MAX_FACTOR for each in factors):
         raise ValueError
-    return _HeadFacts(kind, width, str(entry["sha256"]), bias=entry["bias"] is True, after=after)
+    return _HeadFacts(
+        kind, width, str(entry["sha256"]), bias=entry.get("bias") is True, after=after
+    )
 
 
 def _identity(manifest: Mapping[str, Any]) -> StageIdentity:

@@ -15,7 +15,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.pipeline.launches import job_digest, ship
-from kldcloud.pipeline.options import llama_options
+from kldcloud.pipeline.options import engines
 from kldcloud.pipeline.plan import SweepPlan, make_plan
 from kldcloud.pipeline.prepare import prepare
 from kldcloud.pipeline.runs import what_counts
@@ -80,7 +80,7 @@ def talk_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of(job: dict[str, Any]) -> SweepPlan:
     spec = SweepJob.model_validate(job)
-    return make_plan(prepare(spec, Notes()), llama_options(spec.engine, 1), remote=False)
+    return make_plan(prepare(spec, Notes()), engines(spec.engine, 1), remote=False)
 
 
 def expected_chunks(path: Path, template: str) -> Any:

@@ -17,8 +17,10 @@ from kldcloud.divergence.sequential import STOP_RULE
 from kldcloud.models.gguf_header import GgufHeader
 from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.pipeline.model_files import ModelFile
+from kldcloud.pipeline.options import Engines
 from kldcloud.pipeline.plan import SweepPlan, make_plan
 from kldcloud.pipeline.prepare import ChunkedCorpus, PreparedSweep
+from kldcloud.spec.engine import TransformersSpec
 from kldcloud.spec.job import SweepJob
 
 
@@ -44,7 +46,11 @@ def plan_of(**said: Any) -> SweepPlan:
     header = GgufHeader(3, facts, {}, 1)
     base = ModelFile("b", "b.gguf", Path("b.gguf"), "0" * 64, header)
     corpus = ChunkedCorpus("text", "1" * 64, 32, np.zeros((4, 8), np.int32))
-    return make_plan(PreparedSweep(job, base, (), (corpus,)), LlamaOptions(), remote=False)
+    return make_plan(
+        PreparedSweep(job, base, (), (corpus,)),
+        Engines(LlamaOptions(), TransformersSpec(), 1),
+        remote=False,
+    )
 
 
 def run_of(**more: Any) -> str:

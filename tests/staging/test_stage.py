@@ -14,7 +14,7 @@ import pytest
 
 from kldcloud.corpus.chunks import Shard, cut_shards
 from kldcloud.errors import FormatError
-from kldcloud.staging.head import OutputHead
+from kldcloud.staging.head import AfterHead, OutputHead
 from kldcloud.staging.shard_file import MAGIC, PREFIX, build_shard
 from kldcloud.staging.stage import (
     StageIdentity,
@@ -72,6 +72,33 @@ def test_a_stage_gives_back_its_tokens_frames_and_head(staged: Store) -> None:
     head = reader._head()
     assert head is not None
     assert (head.type_name, head.width, head.data.tobytes()) == ("F32", WIDTH, HEAD.data.tobytes())
+
+
+@pytest.mark.parametrize("after", [AfterHead(), AfterHead(0.25), AfterHead(1.0, 30.0)], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_what_follows_the_heads_product_is_kept(
+    tmp_path: Path, after: AfterHead, biased: bool
+) -> None:
+    bias = np.linspace(-2, 2, VOCABULARY, dtype=np.float32) if biased else None
+    head = replace(HEAD, bias=bias, after=after)
+    store = open_store(str(tmp_path))
+    (shard,) = cut_shards(CHUNKS, CHUNKS)
+    write_shard(store, IDENTITY, shard, [frame_of(chunk) for chunk in shard.chunks])
+    finish_stage(store, IDENTITY, [shard], TOKENS, head)
+    found = StageReader(store, IDENTITY.key)._head()
+    assert found is not None
+    assert found.after == after
+    states = np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)
+    rows = np.empty((2, 3, VOCABULARY), np.float32)
+    head.logits(states, out=rows[0])
+    found.logits(states, out=rows[1])
+    assert rows[0].tobytes() == rows[1].tobytes()
+    weight = HEAD.widened(0, VOCABULARY).astype(np.float64)
+    exact = states @ weight.T + (0 if bias is None else bias)
+    exact = exact * after.scale
+    if after.softcap is not None:
+        exact = after.softcap * np.tanh(exact / after.softcap)
+    np.testing.assert_allclose(rows[0], exact, rtol=1e-5, atol=1e-4)
 
 
 def test_a_stage_is_complete_with_its_manifest_and_not_before(tmp_path: Path) -> None:
@@ -230,6 +257,19 @@ NOT_MANIFESTS: list[Any] = [
     {"head": {"type": "F32", "width": 0, "sha256": "ab"}},
     {"head": {"type": "Q8_0", "width": 33, "sha256": "ab"}},
     {"head": {"type": ["F32"], "width": 8, "sha256": "ab"}},
+    *(
+        {"head": {"type": "F32", "width": 8, "sha256": "ab", "after": after}}
+        for after in (
+            None,
+            {},
+            {"scale": 1.0},
+            {"scale": 0.0, "softcap": None},
+            {"scale": float("nan"), "softcap": None},
+            {"scale": 1e300, "softcap": None},
+            {"scale": 1.0, "softcap": 0.0},
+            {"scale": 1.0, "softcap": "many"},
+        )
+    ),
 ]
 
 
