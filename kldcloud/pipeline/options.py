@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
 from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.spec.engine import EngineOptions, TransformersSpec
+
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_WIDENED: Final = ("F32", "F16", "BF16")
+"""Stored types of what runs in the dtype of the model; codes stay as they are."""
 
 EngineSettings: TypeAlias = LlamaOptions | TransformersOptions
 """How one model is run; its class says by which engine."""
@@ -28,6 +32,21 @@ class Engines:
     llama: LlamaOptions
     transformers: TransformersSpec
     threads: int
+
+    def loaded_bytes(self, model: Model) -> int:
+        """What a model's weights take in memory, before anything is computed.
+
+        Raises:
+            UserError: as `of`.
+        """
+        settings = self.of(model)
+        if not isinstance(model, FolderModel) or not isinstance(settings, TransformersOptions):
+            return model.bytes
+        each = _BYTES[settings.dtype]
+        return sum(
+            each * tensor.elements if tensor.dtype in _WIDENED else tensor.nbytes
+            for tensor in model.folder.tensors
+        )
 
     def of(self, model: Model) -> EngineSettings:
         """How a model is run.

@@ -15,7 +15,7 @@ from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
 from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
-from kldcloud.pipeline.options import engines, uses_gpu
+from kldcloud.pipeline.options import Engines, engines, uses_gpu
 from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, make_plan
 from kldcloud.pipeline.prepare import HERE, KldBase, PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
@@ -110,7 +110,7 @@ def run_sweep(
         cluster,
         job.engine,
         nodes,
-        model_bytes=_largest_model(prepared),
+        model_bytes=_largest_model(prepared, engines(engine, threads=1)),
         logits_bytes=max(4 * prepared.vocabulary * c.shape.rows for c in prepared.corpora),
         chunks=sum(c.count for c in prepared.corpora),
         on_gpu=uses_gpu(engine, folders=prepared.has_folders),
@@ -202,11 +202,11 @@ def _mixed(
     return {f"mixed {name}": " / ".join(values) for name, values in differ.items()}
 
 
-def _largest_model(prepared: PreparedSweep) -> int:
+def _largest_model(prepared: PreparedSweep, runs: Engines) -> int:
     models = [*prepared.candidates]
     if not isinstance(prepared.base, KldBase):
         models.append(prepared.base)
-    return max(model.bytes for model in models)
+    return max(runs.loaded_bytes(model) for model in models)
 
 
 def _context(prepared: PreparedSweep) -> float:
