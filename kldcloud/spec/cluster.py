@@ -48,9 +48,7 @@ _OURS: Final = ("RAY_", "SKYPILOT_", "KLDCLOUD_JOB_")
 
 def _check_requirement(text: str) -> str:
     if not _REQUIREMENT.fullmatch(text):
-        raise refused(
-            f"{text[:60]!r} is not a package with versions, such as 'compressed-tensors>=0.12'"
-        )
+        raise refused(f"{text[:60]!r} is not a package with versions, such as 'gptqmodel>=4'")
     return text
 
 
@@ -71,8 +69,8 @@ class ClusterSpec(SpecModel):
         threads_per_worker: CPU threads of one worker; None divides the machine among them.
         memory_per_worker: bytes that one worker may use; None sets no bound.
         setup: shell commands for each machine, before kldcloud is installed there.
-        packages: requirements of pip's, such as ``"compressed-tensors>=0.12"``, that are installed
-            on each machine together with kldcloud: names and versions only, so that the same file
+        packages: requirements of pip's, such as ``"gptqmodel>=4"``, that are installed on each
+            machine together with kldcloud: names and versions only, so that the same file
             means the same packages for whoever is given it.
         envs: environment of set-up and job; no secrets.
         secrets: names of variables that are taken from the launching environment and reach the
