@@ -25,11 +25,8 @@ def planned_candidates(job: SweepJob, base: PlannedBase) -> tuple[PlannedModel, 
         UserError: for a path where nothing is and of which the job states nothing, and for a type
             that the base cannot be quantised to.
     """
-    uri = base.file.uri
-    if base.folder is not None or (uri is not None and uri.is_repository):
-        check_quants(job, folder=True)
-    elif base.path is not None:
-        check_quants(job, folder=False)
+    if base.in_safetensors or base.path is not None:
+        check_quants(job, folder=base.in_safetensors)
     return tuple(_candidate(spec, base) for spec in job.candidates)
 
 

@@ -54,6 +54,12 @@ class PlannedBase:
     path: Path | None = None
     folder: ModelFolder | None = None
 
+    @property
+    def in_safetensors(self) -> bool:
+        """Whether it is a folder or a repository, as far as can be seen from here."""
+        uri = self.file.uri
+        return self.folder is not None or (uri is not None and uri.is_repository)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedCorpus:

@@ -124,8 +124,9 @@ def test_a_recipe_of_a_folder_that_is_here_is_sized_as_a_launch_sizes_it(
     plan = estimate(job)
     assert plan.candidates[0].size == with_recipe(made, recipe, "x").bytes
     assert 0 < (plan.candidates[0].size or 0) < made.bytes
-    # Nobody fetches what is made of the base.
+    # What is made of the base while it is loaded travels as the base.
     assert plan.volumes.uploads == ("base-hf", "text.txt")
+    assert plan.volumes.models_per_node == made.bytes
 
 
 def test_a_repository_that_is_not_here_is_planned_as_the_job_states_it() -> None:
@@ -140,7 +141,7 @@ def test_a_repository_that_is_not_here_is_planned_as_the_job_states_it() -> None
     # Here, where no GPU is, nothing is downloaded for a plan either.
     here = estimate(far(encoding="hidden"), HOME)
     assert here.stages[0].rows_bytes == rows * 4096 * 4
-    assert here.volumes.models_per_node >= 16_060_522_496 + 5_700_000_000
+    assert here.volumes.models_per_node == 16_060_522_496 + 5_700_000_000
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_a_recipe_of_one_that_is_not_here_keeps_the_head(recipe: str, bits: floa
 def test_a_repository_of_which_little_is_stated_leaves_blanks() -> None:
     plan = estimate(far(base={"model": "hf:org/no-such-model"}))
     assert (plan.stages, plan.candidates[1].size) == ((), None)
-    assert "no-such-model" in plan.volumes.unknown
+    assert plan.volumes.unknown == ("no-such-model",)
     plan = estimate(far(base={"model": "hf:org/no-such-model", "expect": {"vocabulary": 128_256}}))
     assert [each.encoding for each in plan.stages] == ["logits"]
     assert "base.expect.width" in plan.reason
