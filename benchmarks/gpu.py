@@ -8,10 +8,6 @@ divergence alone. Contestants take turns over rounds; figures are medians, ratio
 round's own. Memory is the allocator's peak over what the inputs take. The error is that of a few
 rows against float64 products and float64 sums. `--cpu` runs the same at a small size on a CPU, to
 see that it runs.
-
-Still to come: a whole sweep's tokens a second beside the bare forward passes of its models. That
-takes an engine which hands its states to the kernel; the figures belong in a section of their own
-after those of `compare`, with the forward pass as their limit, in the same run.
 """
 
 from __future__ import annotations

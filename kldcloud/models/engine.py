@@ -70,6 +70,14 @@ class Engine(Protocol):
         """
         ...
 
+    def states(self, tokens: Tokens) -> npt.NDArray[np.float32] | None:
+        """The states of a chunk's scored positions alone, float32 [rows, d].
+
+        Returns:
+            None if leaving out the head saves this engine nothing: `evaluate` has both.
+        """
+        ...
+
     def evaluate(self, tokens: Tokens, *, hidden: bool = False) -> ChunkOutput:
         """Logits at a chunk's scored positions.
 

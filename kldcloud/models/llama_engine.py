@@ -123,6 +123,10 @@ class LlamaEngine:
         """None: llama.cpp makes the logits itself, and hands them out on the host."""
         return None
 
+    def states(self, tokens: Tokens) -> npt.NDArray[np.float32] | None:  # noqa: ARG002
+        """None: llama.cpp's graph has the head in it."""
+        return None
+
     def evaluate(self, tokens: Tokens, *, hidden: bool = False) -> ChunkOutput:
         """Logits of positions n_ctx/2 .. n_ctx-2, which predict the token after them.
 

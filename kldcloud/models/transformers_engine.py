@@ -63,7 +63,8 @@ class TransformersEngine:
         import torch
 
         folder = read_model_folder(path)
-        self._context, self._options, self._threads = context, options, threads
+        self._path, self._context, self._options = path, context, options
+        self._threads = threads
         self._vocabulary = folder_vocabulary(folder)
         if options.device == "cpu":
             torch.set_num_threads(options.threads)
@@ -92,6 +93,23 @@ class TransformersEngine:
     @property
     def on_gpu(self) -> bool:
         return self._options.device != "cpu"
+
+    def states(self, tokens: Tokens) -> npt.NDArray[np.float32] | None:
+        """What enters the output head at a chunk's scored positions, float32 [rows, d]; a copy.
+
+        Returns:
+            None where logits are the model's own.
+
+        Raises:
+            EngineError: as `evaluate`.
+        """
+        if self._options.head != "float32":
+            return None
+        n = self._context
+        with self._out_of_memory_named():
+            states = self._states(self._fed(tokens))[n // 2 : n - 1]
+        found: npt.NDArray[np.float32] = states.float().cpu().numpy()
+        return found
 
     def side(self, tokens: Tokens) -> LinearSide | None:
         """States and head of a chunk's scored positions; None on a CPU, or without a plain head.
@@ -179,6 +197,11 @@ class TransformersEngine:
             self._in_place_of_head = catcher()
             self._model.set_output_embeddings(self._in_place_of_head)
             ours = torch.as_tensor(self._logits(self._states(tokens))).float().cpu()
+        if not bool(own.isfinite().all()):
+            raise EngineError(
+                f"{folder.path}: its logits are not finite in {self._options.dtype}",
+                hint="set engine.transformers.dtype to another type",
+            )
         epsilon = torch.finfo(getattr(torch, self._options.dtype)).eps
         allowed = max(4 * epsilon, _LEAST_TOLERANCE) * float(own.abs().max())
         apart = float((ours - own).abs().max())
@@ -217,9 +240,9 @@ class TransformersEngine:
             ) from error
         except KldcloudError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EngineError(f"transformers failed on a chunk: {first}") from error
+            raise EngineError(f"{self._path}: transformers failed on a chunk: {first}") from error
 
     def close(self) -> None:
         """Free the model's memory now rather than at the end of the process."""

@@ -52,10 +52,12 @@ class _Entry:
 
     Attributes:
         candidate: as its first run has it.
+        engine: what differs in its engine from the base's, as the runs have it.
         sources: (run, candidate's name there), in the runs' order.
     """
 
     candidate: Candidate
+    engine: Mapping[str, str]
     sources: list[tuple[_Run, str]] = field(default_factory=list)
 
 
@@ -153,18 +155,21 @@ def _rule_words(summary: Summary, corpus: str) -> str | None:
 
 def _entries(runs: Sequence[_Run]) -> list[_Entry]:
     entries: list[_Entry] = []
-    known: dict[str, _Entry] = {}
+    known: dict[tuple[object, ...], _Entry] = {}
     for run in runs:
-        new: dict[str, _Entry] = {}
+        new: dict[tuple[object, ...], _Entry] = {}
         for candidate in run.summary.candidates:
-            entry = known.get(candidate.sha256 or "")
+            engine = run.summary.engines.get(candidate.name, {})
+            # The same file on another engine, or otherwise run, is another candidate.
+            key = (candidate.sha256 or "", *sorted(engine.items()))
+            entry = known.get(key)
             if entry is None:
-                entry = _Entry(candidate)
+                entry = _Entry(candidate, engine)
                 entries.append(entry)
-                new.setdefault(candidate.sha256 or "", entry)
+                new.setdefault(key, entry)
             entry.sources.append((run, candidate.name))
         # Not before the run is through: two names for one file in one run are meant.
-        known |= {digest: entry for digest, entry in new.items() if digest}
+        known |= {key: entry for key, entry in new.items() if key[0]}
     return entries
 
 
@@ -198,8 +203,13 @@ def _combined(
     floors = [each for each in first.get("noise_floor", ()) if each["corpus"] in corpora]
     wanted = len(entries) * len(corpora)
     comparisons, stops = _comparisons(runs[0].summary, corpora, chosen)
+    engines = {
+        name: dict(entry.engine) for name, entry in zip(names, entries, strict=True) if entry.engine
+    }
+    first.pop("engines", None)
     return {
         **first,
+        **({"engines": engines} if engines else {}),
         "schema": SCHEMA,
         "run": runs[0].found.run if len(runs) == 1 else f"{len(runs)} runs",
         "name": ", ".join(dict.fromkeys(each.summary.name for each in runs))[:_VALUE_SHOWN],

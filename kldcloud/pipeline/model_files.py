@@ -13,6 +13,7 @@ from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.recipes import RECIPES, Recipe
+from kldcloud.store.digest import sha256_bytes
 
 _MATRIX: Final = 2
 """Dimensions of what linear layers multiply by."""
@@ -63,7 +64,8 @@ class FolderModel:
     Attributes:
         name: what reports and keys call it.
         file: the folder's or repository's name that people know it by.
-        sha256: of all files that decide its logits and tokens.
+        sha256: of all files that decide its logits and tokens, and of the recipe.
+        files_sha256: of the files alone.
         origin: the URI that any machine can fetch it from; empty if there is none.
         recipe: how it is quantised while it is loaded; empty for as it is.
     """
@@ -72,6 +74,7 @@ class FolderModel:
     file: str
     path: Path
     sha256: str
+    files_sha256: str
     folder: ModelFolder
     origin: str = ""
     recipe: str = ""
@@ -153,12 +156,13 @@ def folder_model(
     folder = read_model_folder(path)
     with progress.bar(f"hashing {file}", folder.tensor_bytes) as bar:
         digest = folder_sha256(path, bar.advance)
-    return FolderModel(name, file, path, digest, folder, origin)
+    return FolderModel(name, file, path, digest, digest, folder, origin)
 
 
 def with_recipe(base: FolderModel, recipe: str, name: str) -> FolderModel:
     """The same folder, quantised while it is loaded."""
-    return replace(base, name=name, file=f"{base.file}+{recipe}", recipe=recipe)
+    digest = sha256_bytes(f"{base.files_sha256}+{recipe}".encode())
+    return replace(base, name=name, file=f"{base.file}+{recipe}", sha256=digest, recipe=recipe)
 
 
 def recipe_bytes(folder: ModelFolder, recipe: Recipe) -> int:

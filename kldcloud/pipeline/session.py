@@ -157,11 +157,12 @@ class Session:
         if not self._machines.remote:
             return
         for model in models:
-            if model.origin:
+            # A recipe's files are the base's.
+            if model.origin or (isinstance(model, FolderModel) and model.recipe):
                 continue
             with self._progress.bar(f"uploading {model.file}", model.bytes) as bar:
                 if isinstance(model, FolderModel):
-                    upload_folder_once(self._store, model.path, model.sha256, bar.reach)
+                    upload_folder_once(self._store, model.path, model.files_sha256, bar.reach)
                 else:
                     upload_once(self._store, model.path, model.sha256, bar.reach)
 

@@ -77,5 +77,7 @@ def measure_tasks(
 
 def reference(model: Model) -> ModelRef:
     """A model as tasks name it."""
-    folder = isinstance(model, FolderModel)
-    return ModelRef(model.path, model.sha256, model.bytes, model.origin, folder)
+    if isinstance(model, FolderModel):
+        size = model.folder.tensor_bytes
+        return ModelRef(model.path, model.files_sha256, size, model.origin, folder=True)
+    return ModelRef(model.path, model.sha256, model.bytes, model.origin)

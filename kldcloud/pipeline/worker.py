@@ -120,8 +120,7 @@ class SweepWorker:
         shape = ChunkShape(identity.context)
         frames = []
         for chunk in chunks:
-            output = engine.evaluate(chunk, hidden=encoding.needs_hidden)
-            frames.append(encoding.encode(output, shape.next_tokens(chunk)))
+            frames.append(_frame(engine, encoding, chunk, shape.next_tokens(chunk)))
             self._pulse.step()
         write_shard(self._store, identity, task.shard, frames)
 
@@ -227,6 +226,13 @@ class SweepWorker:
         elif self._stage[1].upto != upto:
             self._stage[1].look(upto)
         return self._stage[1], self._stage[2]
+
+
+def _frame(engine: Engine, encoding: Encoding, chunk: Tokens, next_tokens: Tokens) -> bytes:
+    """What a stage keeps of one chunk."""
+    if isinstance(encoding, HiddenEncoding) and (states := engine.states(chunk)) is not None:
+        return encoding.encode_states(states)
+    return encoding.encode(engine.evaluate(chunk, hidden=encoding.needs_hidden), next_tokens)
 
 
 def _records(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from kldcloud.report.summary_shape import Summary
 
 _LEAD = ("name", "version", "backend")
+_LLAMA = "llama.cpp"
 
 
 def engine_of(summary: Summary, candidate: str) -> Mapping[str, str]:
@@ -35,10 +36,13 @@ def engine_note(summary: Summary, shown: Callable[[str], str]) -> str | None:
         summary: the run's.
         shown: a name from outside, as the report may show it.
     """
+    # A base file is llama.cpp's, whoever measures against it.
+    of_base = _LLAMA if summary.encoding == "kld" else summary.engine.get("name")
+    ran = {each.name: engine_of(summary, each.name) for each in summary.candidates}
     others = [
-        f"{shown(name)} ({shown(facts['name'])} {shown(facts.get('version', ''))})"
-        for name, facts in summary.engines.items()
-        if "name" in facts
+        f"{shown(name)} ({shown(facts.get('name', ''))} {shown(facts.get('version', ''))})"
+        for name, facts in ran.items()
+        if facts.get("name") != of_base
     ]
     if not others:
         return None

@@ -149,12 +149,20 @@ class HiddenEncoding:
     def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:  # noqa: ARG002
         if output.hidden is None:
             raise EngineError("the engine gave no hidden states")
-        if not np.isfinite(output.hidden).all():
+        return self.encode_states(output.hidden)
+
+    def encode_states(self, states: npt.NDArray[np.float32]) -> bytes:
+        """The frame of a chunk, from its states alone, float32 [rows, d].
+
+        Raises:
+            EngineError: if one is not finite.
+        """
+        if not np.isfinite(states).all():
             raise EngineError(
                 "base hidden states are not finite",
                 hint="the model file is damaged, or its backend overflows",
             )
-        return pack_states(output.hidden, self.head.type_name)
+        return pack_states(states, self.head.type_name)
 
     def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
         """All rows as one piece: each product widens the whole head, so fewer are cheaper."""

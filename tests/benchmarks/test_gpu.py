@@ -37,3 +37,13 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     assert done.stderr.splitlines() == [
         "no GPU that PyTorch can use; --cpu runs a small size without one"
     ]
+
+
+def test_a_sweep_beside_the_forward_pass_runs_at_a_small_size() -> None:
+    script = SCRIPT.with_name("gpu_sweep.py")
+    done = subprocess.run(
+        [sys.executable, script, "--cpu", "--json"], check=True, stdout=subprocess.PIPE
+    )
+    rates = json.loads(done.stdout)["tokens_per_second"]
+    assert list(rates) == ["forward", "kldcloud", "kldcloud + llama.cpp's"]
+    assert all(rate > 0 for rate in rates.values())

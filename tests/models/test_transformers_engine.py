@@ -16,6 +16,8 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
     PhiConfig,
@@ -197,6 +199,24 @@ def test_logits_that_are_not_understood_are_refused_and_can_be_taken_as_they_are
     assert "engine.transformers.head: model" in str(caught.value)
     own = evaluated(path, tokens(32), TransformersOptions("float32", head="model"))
     assert np.abs(own.logits).max() <= 5.0
+
+
+def test_a_dtype_that_overflows_is_named(tmp_path: Path, gguf: Path) -> None:
+    folder = folder_of(gguf, tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"] *= 1e6
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load_engine(folder, 32, PLAIN).close()
+    with pytest.raises(EngineError, match="logits are not finite in float16"):
+        load_engine(folder, 32, TransformersOptions("float16"))
+
+
+def test_a_context_that_a_model_has_no_positions_for_is_refused(tmp_path: Path, gguf: Path) -> None:
+    config = GPT2Config(vocab_size=V, n_positions=32, n_embd=64, n_layer=1, n_head=2)
+    path = made(tmp_path / "hf", GPT2LMHeadModel, config, gguf)
+    assert evaluated(path, tokens(32)).logits.shape == (15, V)
+    with pytest.raises(EngineError, match="transformers failed on a chunk"):
+        evaluated(path, tokens(64))
 
 
 def test_a_tensor_that_is_not_there_is_never_made_up(tmp_path: Path, gguf: Path) -> None:

@@ -11,8 +11,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from kldcloud.errors import FormatError, UserError
+from kldcloud.pipeline.compare_runs import compare_runs
+from kldcloud.pipeline.exchange import export_base_file
+from kldcloud.pipeline.runs import FoundRun
+from kldcloud.report.compared import render_compared
+from kldcloud.report.engine_facts import engine_note
 from kldcloud.report.summary_file import parse_summary
 from kldcloud.report.summary_shape import Summary
+from kldcloud.store import open_store
 from tests.model_folders import folder_of
 from tests.pipeline.sweeps import Notes, corpus, facts, result_bytes, sweep
 from tests.tiny_models import TinyPair, tiny_pair
@@ -105,6 +111,52 @@ def test_recipes_quantise_the_base(folders: dict[str, Path], tmp_path: Path) -> 
     sizes = {each.name: each.bytes or 0 for each in summary.candidates}
     assert sizes["torchao-int4"] < sizes["torchao-int8"] < (summary.base.bytes or 0)
     assert {each.file for each in summary.candidates} == {f"base-hf+{each}" for each in recipes}
+
+
+def test_runs_of_recipes_and_engines_are_compared_candidate_by_candidate(
+    pair: TinyPair, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    store, texts = open_store(str(tmp_path)), [corpus()]
+    one = sweep(facts(folders["base"], [{"quantize": "bnb-nf4"}, pair.candidate], texts), tmp_path)
+    two = sweep(
+        facts(folders["base"], [{"quantize": "bnb-fp4"}, folders["noisy"]], texts), tmp_path
+    )
+    compared = compare_runs([FoundRun(each.run, store) for each in (one, two)])
+    assert [each.name for each in compared.summary.candidates] == [
+        "bnb-nf4",
+        "candidate",
+        "bnb-fp4",
+        "noisy-hf",
+    ]
+    engines = {**one.summary.engines, **two.summary.engines}
+    assert compared.summary.engines == engines
+    for summary in (one.summary, two.summary):
+        for name, mean in means(summary).items():
+            assert means(compared.summary)[name] == mean
+    rows = render_compared(compared, "csv").splitlines()
+    ran = {row.split(",")[4]: row for row in rows[1:]}
+    assert ",llama.cpp," in ran["candidate"]
+    assert ",transformers," in ran["noisy-hf"]
+
+
+def test_a_folder_is_measured_against_llama_cpps_base_file(
+    pair: TinyPair, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    by_model = sweep(
+        facts(pair.base, [pair.candidate], [corpus()], encoding="logits", engine=EXACT), tmp_path
+    )
+    file = tmp_path / "base.kld"
+    run = FoundRun(by_model.run, open_store(str(tmp_path)))
+    export_base_file(run, file, corpus=None, overwrite=False, progress=Notes())
+    base = {"logits": str(file)}
+    summary = sweep(facts(base, [folders["noisy"], pair.candidate], []), tmp_path).summary
+    found = means(summary)
+    assert found["noisy-hf"] == pytest.approx(found["candidate"], rel=1e-3)
+    assert summary.engine["name"] == "transformers"
+    assert summary.engines["candidate"]["name"] == "llama.cpp"
+    note = engine_note(summary, str)
+    assert note is not None
+    assert "Run by another engine than the base: noisy-hf (transformers" in note
 
 
 def test_conversations_are_rendered_alike(tmp_path: Path) -> None:
