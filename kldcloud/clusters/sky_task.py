@@ -15,6 +15,7 @@ from kldcloud.qad.modelopt.environment import folder_name as modelopt_folder
 from kldcloud.qad.modelopt.environment import install_script
 from kldcloud.qad.modelopt.pinned import VARIABLE as MODELOPT_VARIABLE
 from kldcloud.spec.cluster import ClusterSpec
+from kldcloud.store.digest import sha256_bytes
 
 RAY_TOKEN: Final = "KLDCLOUD_JOB_RAY_TOKEN"  # noqa: S105 - the variable's name
 """Variable in which the machines of a launch share Ray's token."""
@@ -67,7 +68,7 @@ if [ ! -f "$environment/.ready" ]; then
     export CMAKE_ARGS="{cmake}"
   fi
   CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)" "$environment/bin/python" -m pip install --quiet \\
-    --disable-pip-version-check "kldcloud[{extras}] @ file://$PWD/{wheel}"
+    --disable-pip-version-check "kldcloud[{extras}] @ file://$PWD/{wheel}"{packages}
 fi
 touch "$environment/.ready"
 find "$home" -mindepth 2 -maxdepth 2 -name .ready -mtime +{days} -printf '%h\\0' |
@@ -135,11 +136,12 @@ def task_config(
     setup = "set -e\n"
     if cluster.setup:
         setup += cluster.setup.rstrip() + "\n"
-    environment = _ENVIRONMENT.format(digest=digest, extras="-".join(folder.extras))
+    environment = _ENVIRONMENT.format(digest=digest, extras=_named(folder, cluster))
     setup += environment
     setup += _SETUP.format(
         wheel=shlex.quote(folder.wheel),
         extras=",".join(folder.extras),
+        packages="".join(f" {shlex.quote(each)}" for each in cluster.packages),
         cmake=_CMAKE,
         days=_UNUSED_DAYS,
     )
@@ -158,6 +160,14 @@ def task_config(
         # exec: SkyPilot's signals and exit codes are the driver's own.
         "run": f'{run}exec "$environment/bin/python" -m kldcloud.cli.main node .\n',
     }
+
+
+def _named(folder: LaunchFolder, cluster: ClusterSpec) -> str:
+    """What tells environments of one wheel apart: extras, and the cluster's packages."""
+    names = [*folder.extras]
+    if cluster.packages:
+        names.append(sha256_bytes("\n".join(cluster.packages).encode())[:8])
+    return "-".join(names)
 
 
 def secrets_of(cluster: ClusterSpec) -> dict[str, str]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Final
 
 import kldcloud
 from kldcloud.errors import UserError
 
+EXTRAS: Final = ("llama", "hub", "hf", "recipes", "qad")
+"""What machines may be asked to install beside the package."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can hold: the same code makes the same bytes."""
 
@@ -22,7 +26,8 @@ def build_wheel(folder: Path) -> Path:
     metadata of the installed distribution are all there is to a wheel (PEP 427).
 
     Raises:
-        UserError: if kldcloud runs without being installed.
+        UserError: if kldcloud runs without being installed, or was installed before it had the
+            extras that it has now.
     """
     try:
         installed = distribution("kldcloud")
@@ -34,6 +39,14 @@ def build_wheel(folder: Path) -> Path:
         raise UserError(
             "this kldcloud is not installed, so other machines cannot install it",
             hint="pip install --editable . in its folder",
+        )
+    offered = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
+    if missing := sorted(set(EXTRAS) - offered):
+        # pip would warn of an extra that it does not know, and install the rest.
+        raise UserError(
+            f"kldcloud was installed before it had the extra {missing[0]!r}, so other machines "
+            "would miss packages",
+            hint="pip install --editable . in its folder, as it was installed",
         )
     version = kldcloud.__version__
     info = f"kldcloud-{version}.dist-info"

@@ -124,7 +124,9 @@ def volumes(
         nodes: how many machines there are.
         workers: on all of them.
     """
-    models = [*([] if base.kld else [base.file]), *candidates]
+    # What is quantised while it is loaded is fetched as the base, once.
+    made = [each for each in candidates if each.uri is not None or not base.in_safetensors]
+    models = [*([] if base.kld else [base.file]), *made]
     fetched = [
         each
         for each in models

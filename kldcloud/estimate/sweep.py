@@ -6,6 +6,8 @@ import time
 
 from kldcloud.corpus.chunks import ChunkShape, Tokens
 from kldcloud.errors import UserError
+from kldcloud.estimate.bases import Evaluation, is_stated, planned_base, prepared_base
+from kldcloud.estimate.candidates import planned_candidates
 from kldcloud.estimate.cost import (
     Crew,
     Rented,
@@ -15,20 +17,10 @@ from kldcloud.estimate.cost import (
     price_of,
     start_seconds,
 )
-from kldcloud.estimate.files import (
-    Evaluation,
-    has_folders,
-    is_stated,
-    model_here,
-    planned_base,
-    planned_candidates,
-    planned_corpora,
-    planned_imatrices,
-    prepared_base,
-    prepared_corpora,
-)
+from kldcloud.estimate.files import has_folders, model_here
 from kldcloud.estimate.numbers import Rate, SweepEstimate
 from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
+from kldcloud.estimate.texts import planned_corpora, planned_imatrices, prepared_corpora
 from kldcloud.models.engines import load_engine
 from kldcloud.pipeline.machines import this_node
 from kldcloud.pipeline.model_files import Model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +62,8 @@ GGML_TYPES: dict[int, GgmlType] = {
     41: GgmlType("Q1_0", 128, 18),
     42: GgmlType("Q2_0", 64, 18),
 }
+
+BITS: Final[Mapping[str, float]] = MappingProxyType(
+    {kind.name: 8 * kind.block_bytes / kind.block_elements for kind in GGML_TYPES.values()}
+)
+"""Of one stored element, by the type's name."""

@@ -23,6 +23,7 @@ def check_all(store: str, cluster: str) -> Iterator[Finding]:
     """Try everything; a failure does not stop the rest."""
     for subject, attempt in (
         ("engine", _engine),
+        ("transformers", _transformers),
         ("kernel", _kernel),
         ("cluster", lambda: _cluster(cluster)),
         ("store", lambda: _store(store)),
@@ -50,6 +51,20 @@ def _engine() -> str:
             " GCC 12.4, 13.3, 14 and later do not)"
         )
     return found
+
+
+def _transformers() -> str:
+    from kldcloud.models.transformers_library import (
+        cpu_instructions,
+        cuda_device,
+        library_versions,
+    )
+
+    found = library_versions()
+    if not {"torch", "transformers"} <= found.keys():
+        return "not installed: models in safetensors need pip install 'kldcloud[hf]'"
+    device = cuda_device() or f"CPU ({cpu_instructions()})"
+    return f"{found['transformers']}, torch {found['torch']}, {device}"
 
 
 def _kernel() -> str:

@@ -87,8 +87,9 @@ class FolderModel:
     @property
     def bytes(self) -> int:
         """Of all tensors, as they are stored or as the recipe leaves them."""
-        stored = self.folder.tensor_bytes
-        return stored if not self.recipe else int(stored - self._saved(RECIPES[self.recipe]))
+        if not self.recipe:
+            return self.folder.tensor_bytes
+        return recipe_bytes(self.folder, RECIPES[self.recipe])
 
     @property
     def parameters(self) -> int | None:
@@ -102,17 +103,6 @@ class FolderModel:
         """Stored bits a weight over all tensors; None where their number is not known."""
         parameters = self.parameters
         return 8 * self.bytes / parameters if parameters else None
-
-    def _saved(self, recipe: Recipe) -> float:
-        """Bytes by which a recipe makes the matrices of linear layers smaller."""
-        head = self.folder.head
-        return sum(
-            tensor.nbytes - recipe.weight_bytes(*tensor.shape)
-            for tensor in self.folder.tensors
-            if len(tensor.shape) == _MATRIX
-            and (head is None or tensor.name != head.tensor.name)
-            and "embed" not in tensor.name
-        )
 
 
 Model: TypeAlias = ModelFile | FolderModel
@@ -173,3 +163,16 @@ def with_recipe(base: FolderModel, recipe: str, name: str) -> FolderModel:
     """The same folder, quantised while it is loaded."""
     digest = sha256_bytes(f"{base.files_sha256}+{recipe}".encode())
     return replace(base, name=name, file=f"{base.file}+{recipe}", sha256=digest, recipe=recipe)
+
+
+def recipe_bytes(folder: ModelFolder, recipe: Recipe) -> int:
+    """Bytes of all tensors where the matrices of linear layers are as a recipe leaves them."""
+    head = folder.head
+    saved = sum(
+        tensor.nbytes - recipe.weight_bytes(*tensor.shape)
+        for tensor in folder.tensors
+        if len(tensor.shape) == _MATRIX
+        and (head is None or tensor.name != head.tensor.name)
+        and "embed" not in tensor.name
+    )
+    return int(folder.tensor_bytes - saved)

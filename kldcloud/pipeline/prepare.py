@@ -34,6 +34,7 @@ from kldcloud.pipeline.imatrices import (
 from kldcloud.pipeline.model_files import (
     FolderModel,
     Model,
+    ModelFile,
     folder_model,
     model_file,
     quantize_model,
@@ -189,7 +190,7 @@ def prepare(
         for spec in job.candidates
         if spec.imatrix is not None
     }
-    _check_quants(source, job)
+    check_quants(job, folder=isinstance(source.header, ModelFolder))
     base, corpora = _make_base(job, source, found, progress, sources)
     warn_of_flattery(imatrices, {each.text_sha256: each.name for each in corpora}, progress)
     engine = engine or job.engine
@@ -208,8 +209,11 @@ def check_models(job: SweepJob, progress: Progress) -> None:
     """
     local = [each for each in job.candidates if _is_here(each.model)]
     found = [_find_candidate(each, progress, HERE) for each in local]
+    if job.base.model is not None and job.base.model.is_repository:
+        check_quants(job, folder=True)
     if _is_here(job.base.model or job.base.logits):
         base = _find_base(job, progress, HERE)
+        check_quants(job, folder=isinstance(base.header, ModelFolder))
         _check_vocabularies(base, [each for each in found if each is not None])
         for spec in job.candidates:
             if spec.imatrix is not None and _is_here(spec.imatrix.file):
@@ -314,12 +318,7 @@ def _make_base(
         _corpus(source, others, spec, job.stop, progress, sources) for spec in job.corpora
     )
     base = _as_model(source, progress)
-    if job.base.convert is not None:
-        if isinstance(base, FolderModel):
-            raise FormatError(
-                "base: convert is for GGUF files",
-                hint="leave it out, and say engine.transformers.dtype",
-            )
+    if job.base.convert is not None and isinstance(base, ModelFile):
         base = quantize_model(base, job.base.convert, base.name, progress)
     return base, corpora
 
@@ -349,9 +348,21 @@ def _make_candidate(
     return quantize_model(base, spec.quantize, spec.display_name, progress, made)
 
 
-def _check_quants(base: _Found, job: SweepJob) -> None:
-    """See that what is quantised here is what the base can be quantised to."""
-    folder = isinstance(base.header, ModelFolder)
+def check_quants(job: SweepJob, *, folder: bool) -> None:
+    """See that what is made of the base is what can be made of it.
+
+    Args:
+        job: what is measured.
+        folder: whether the base is a folder of safetensors.
+
+    Raises:
+        UserError: a type is for bases of the other kind.
+    """
+    if folder and job.base.convert is not None:
+        raise UserError(
+            "base: convert is for GGUF files",
+            hint="leave it out, and say engine.transformers.dtype",
+        )
     for spec in job.candidates:
         if spec.quantize is None or (spec.quantize in RECIPES) is folder:
             continue

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from kldcloud.errors import SpecError
 from kldcloud.spec.engine import EngineOptions
@@ -36,7 +36,23 @@ _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LOOKS_SECRET: Final = re.compile(
     r"SECRET|TOKEN|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE
 )
+# Of PEP 508, what has no address, path or condition in it, and no space.
+_VERSION: Final = r"(?:===?|~=|!=|<=?|>=?)[A-Za-z0-9][A-Za-z0-9.*+!_-]{0,63}"
+_EXTRA: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_REQUIREMENT: Final = re.compile(
+    rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,62}}[A-Za-z0-9])?(?:\[{_EXTRA}(?:,{_EXTRA})*\])?"
+    rf"(?:{_VERSION}(?:,{_VERSION})*)?"
+)
 _OURS: Final = ("RAY_", "SKYPILOT_", "KLDCLOUD_JOB_")
+
+
+def _check_requirement(text: str) -> str:
+    if not _REQUIREMENT.fullmatch(text):
+        raise refused(f"{text[:60]!r} is not a package with versions, such as 'gptqmodel>=4'")
+    return text
+
+
+Requirement = Annotated[str, Field(max_length=256), AfterValidator(_check_requirement)]
 
 
 class ClusterSpec(SpecModel):
@@ -53,6 +69,9 @@ class ClusterSpec(SpecModel):
         threads_per_worker: CPU threads of one worker; None divides the machine among them.
         memory_per_worker: bytes that one worker may use; None sets no bound.
         setup: shell commands for each machine, before kldcloud is installed there.
+        packages: requirements of pip's, such as ``"gptqmodel>=4"``, that are installed on each
+            machine together with kldcloud: names and versions only, so that the same file
+            means the same packages for whoever is given it.
         envs: environment of set-up and job; no secrets.
         secrets: names of variables that are taken from the launching environment and reach the
             machines as environment only; a name that ends in '?' may be missing.
@@ -72,6 +91,7 @@ class ClusterSpec(SpecModel):
     threads_per_worker: Annotated[Whole, Field(ge=1, le=_MOST_THREADS)] | None = None
     memory_per_worker: ByteCount | None = None
     setup: Annotated[str, Field(max_length=_LONGEST_TEXT)] = ""
+    packages: Annotated[tuple[Requirement, ...], Field(max_length=_MOST_ENTRIES)] = ()
     envs: Mapping[str, str] = Field(default_factory=dict, max_length=_MOST_ENTRIES)
     secrets: Annotated[tuple[str, ...], Field(max_length=_MOST_ENTRIES)] = ()
     max_duration: Duration = 86400
@@ -100,7 +120,7 @@ class ClusterSpec(SpecModel):
     @model_validator(mode="after")
     def _fits_its_provider(self) -> Self:
         if self.provider == "local":
-            for name in ("nodes", "resources", "managed", "setup", "envs", "secrets"):
+            for name in ("nodes", "resources", "managed", "setup", "packages", "envs", "secrets"):
                 if getattr(self, name) != type(self).model_fields[name].get_default(
                     call_default_factory=True
                 ):

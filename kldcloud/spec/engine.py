@@ -36,6 +36,12 @@ class TransformersSpec(SpecModel):
     head: Literal["float32", "model"] = "float32"
     offload: Switch = False
 
+    def replaced_by(self, other: TransformersSpec) -> TransformersSpec:
+        """Return these options with those that were given in `other` in their place."""
+        return self.model_copy(
+            update={name: getattr(other, name) for name in other.model_fields_set}
+        )
+
 
 class EngineOptions(SpecModel):
     """What changes how, and how fast, logits are made. Every option is part of a run's identity.
@@ -78,7 +84,10 @@ class EngineOptions(SpecModel):
 
     def replaced_by(self, other: EngineOptions) -> EngineOptions:
         """Return these options with those that were given in `other` in their place."""
-        return self.model_copy(update={name: getattr(other, name) for name in other.given()})
+        given = {name: getattr(other, name) for name in other.given()}
+        if "transformers" in given:
+            given["transformers"] = self.transformers.replaced_by(other.transformers)
+        return self.model_copy(update=given)
 
     def given(self) -> list[str]:
         """Return the options that were written down, in the order of the fields."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from kldcloud.staging.choose import BaseShape
 from kldcloud.staging.head import F4, OutputHead, read_head
 from kldcloud.staging.states import from_bf16, pack_states
 
+MODELS_OWN_LOGITS: Final = (
+    "its logits are taken as the model returns them (engine.transformers.head)"
+)
 _STORED = ("F32", "F16", "BF16")
 
 
@@ -58,7 +62,7 @@ def read_base_head(path: Path, options: LlamaOptions | TransformersOptions) -> O
 
 def _why_not_hidden(folder: ModelFolder, options: TransformersOptions) -> str | None:
     if options.head != "float32":
-        return "its logits are taken as the model returns them (engine.transformers.head)"
+        return MODELS_OWN_LOGITS
     if folder.head is None or folder.head.tensor.dtype not in _STORED:
         return "its output head is not stored as a matrix of ordinary numbers"
     return None

@@ -18,6 +18,8 @@ HEAVY = (
     "pyarrow",
     "huggingface_hub",
     "vl_convert",
+    "torch",
+    "transformers",
 )
 
 # Listing what was imported stands in for the time that it would have taken.

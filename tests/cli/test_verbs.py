@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from command_line import CHUNKS, CONTEXT, Desk, Said, run
 from tiny_models import TinyPair
 
 from kldcloud import __version__
+from kldcloud.models import transformers_library
+from kldcloud.pipeline.check import check_all
 from kldcloud.report.html import FIGURE_FORMATS
 from kldcloud.report.render import FORMATS
 from kldcloud.staging.kld_file import read_kld_header
@@ -356,9 +359,10 @@ def test_check_finds_this_machine_fit(tmp_path: Path) -> None:
     said = run("check", "--store", store)
     assert said.code == 0, said.err
     subjects = [line.split(":")[0] for line in said.out.splitlines()]
-    assert subjects == [
-        f"ok   {name}" for name in ("engine", "kernel", "cluster", "store", "cache")
-    ]
+    names = ("engine", "transformers", "kernel", "cluster", "store", "cache")
+    assert subjects == [f"ok   {name}" for name in names]
+    found = f"ok   transformers: {version('transformers')}, torch {version('torch')}, "
+    assert said.out.splitlines()[1].startswith(found)
     assert list(open_store(str(store)).list("")) == []
 
 
@@ -367,10 +371,19 @@ def test_check_says_what_to_mend_and_tries_the_rest(command: Command, tmp_path: 
     said = command("check", "--store", tmp_path / "file" / "store", "--cluster", "nope")
     assert said.code == 2
     lines = said.out.splitlines()
-    assert lines[2].startswith("FAIL cluster: there is no cluster 'nope'")
-    assert lines[3].startswith(f"FAIL store: {tmp_path}/file/store")
-    assert lines[4].startswith("ok   cache: ")
+    assert lines[3].startswith("FAIL cluster: there is no cluster 'nope'")
+    assert lines[4].startswith(f"FAIL store: {tmp_path}/file/store")
+    assert lines[5].startswith("ok   cache: ")
     assert said.last_words == "2 of the checks failed; each line above says what to do"
+
+
+def test_check_does_not_mind_that_transformers_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_library, "library_versions", dict)
+    found = {each.subject: each for each in check_all(str(tmp_path), "nope")}["transformers"]
+    assert found.ok
+    assert found.text.startswith("not installed: models in safetensors need pip install 'kldcloud[")
 
 
 # the command itself

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -13,9 +15,10 @@ import pytest
 import yaml
 
 import kldcloud
+from kldcloud.clusters import wheel as wheels
 from kldcloud.clusters.sealed import KEY_FILE, VARIABLE, seal, unseal
 from kldcloud.clusters.sky_task import LaunchFolder, secrets_of, task_config
-from kldcloud.clusters.wheel import build_wheel
+from kldcloud.clusters.wheel import EXTRAS, build_wheel
 from kldcloud.errors import FormatError, UserError
 from kldcloud.pipeline.launches import LaunchOrder, launch_id, read_order, ship, write_order
 from kldcloud.pipeline.progress import Silent
@@ -146,6 +149,48 @@ def test_machines_install_what_their_job_needs(
     assert f'"kldcloud[{extras}] @ file' in config["setup"]
     # What one kind of job installed may lack what another one needs.
     assert f"-{extras.replace(',', '-')}-$(printf" in config["run"]
+
+
+def test_packages_of_a_cluster_are_installed_with_kldcloud_and_not_by_the_shell(
+    tmp_path: Path,
+) -> None:
+    folder = LaunchFolder(tmp_path, build_wheel(tmp_path).name, False, runs_folders=True)
+    sealed = seal({}, tmp_path)
+
+    def scripts(*packages: str) -> tuple[str, str]:
+        cluster = RENTED.model_copy(update={"packages": packages})
+        config = task_config("kld-some", cluster, folder, sealed)
+        return config["setup"], config["run"]
+
+    setup, run = scripts("gptqmodel>=4,<6", "optimum")
+    (installs,) = re.findall(r"-m pip install (?:.*\\\n)*.*", setup)
+    told = shlex.split(installs.replace("\\\n", " "))
+    ours = f"kldcloud[llama,hf] @ file://$PWD/{folder.wheel}"
+    assert told[-3:] == [ours, "gptqmodel>=4,<6", "optimum"]
+    subprocess.run(["bash", "-n", "-c", setup], check=True)
+    # Another list is another environment; without any, nothing is new.
+    lists = ((), ("optimum",), ("gptqmodel>=4,<6", "optimum"))
+    names = [re.findall(r"/env-\S+-\$\(", scripts(*each)[1])[0] for each in lists]
+    assert len(set(names)) == 3
+    assert names[2] in run
+    assert names[0].endswith("-llama-hf-$(")
+
+
+def test_a_wheel_that_lacks_an_extra_is_refused_before_machines_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = LaunchFolder(tmp_path, "w", True, True, True, True)
+    assert sorted(everything.extras) == sorted(EXTRAS)
+
+    class Older:
+        def read_text(self, _: str) -> str:
+            offered = (name for name in EXTRAS if name != "recipes")
+            return "".join(f"Provides-Extra: {name}\n" for name in offered)
+
+    monkeypatch.setattr(wheels, "distribution", lambda _: Older())
+    with pytest.raises(UserError, match=r"before it had the extra 'recipes'.*pip install"):
+        build_wheel(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_machines_that_train_with_model_optimizer_get_an_environment_with_it(

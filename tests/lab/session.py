@@ -17,7 +17,7 @@ from pathlib import Path
 from store_server import BUCKET, S3Server, aws_environment
 
 from .network import enter_node
-from .places import HEAD_ADDRESS, HOME, S3_PORT, SYSTEM_PATH, Places
+from .places import CHECKOUT, HEAD_ADDRESS, HOME, S3_PORT, SYSTEM_PATH, Places
 from .slurm import slurmd
 
 
@@ -121,6 +121,8 @@ class Lab:
             "LANG": "C.UTF-8",
             "PATH": f"{Path(sys.prefix) / 'bin'}:{SYSTEM_PATH}",
             "PYTHONDONTWRITEBYTECODE": "1",
+            # What is launched is the checkout of these tests, whichever is installed here.
+            "PYTHONPATH": str(CHECKOUT),
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
             # The addresses that SkyPilot asks whether there is a network; see reachability.py.
             "SSL_CERT_FILE": str(self.places.certificate),

@@ -64,7 +64,8 @@ def _requirements() -> list[list[str]]:
     ours = project["project"]["dependencies"]
     extras = project["project"]["optional-dependencies"]
     engine = extras["llama"]
-    found = [match for text in (*ours, *extras["qad"]) if (match := _NAME.match(text))]
+    asked = sorted({*extras["hf"], *extras["qad"]})
+    found = [match for text in (*ours, *asked) if (match := _NAME.match(text))]
     return [
         [*(f"{match[0]}=={version(match[1])}" for match in found), *engine],
         [f"skypilot[slurm,remote]=={version('skypilot')}"],

@@ -112,6 +112,17 @@ def test_a_cluster_replaces_only_the_engine_options_that_it_gives() -> None:
     assert ClusterSpec().engine_for(job) == job
 
 
+def test_of_the_options_of_transformers_too() -> None:
+    cluster = ClusterSpec.model_validate({"engine": {"transformers": {"offload": True}}})
+    job = EngineOptions.model_validate({"transformers": {"dtype": "float16", "offload": False}})
+    assert cluster.engine_for(job).transformers.model_dump() == {
+        **job.transformers.model_dump(),
+        "offload": True,
+    }
+    travelled = cluster.model_dump(mode="json", exclude_unset=True)
+    assert ClusterSpec.model_validate(travelled).engine_for(job) == cluster.engine_for(job)
+
+
 RENTED = """\
 provider: skypilot
 nodes: 2
@@ -122,6 +133,7 @@ workers: 3
 gpus_per_worker: 1
 setup: |
   module load cuda
+packages: [compressed-tensors, "gptqmodel[x]>=4,!=4.1.*"]
 envs: {AWS_ENDPOINT_URL: "https://s3.example.org"}
 secrets: [AWS_SECRET_ACCESS_KEY, 'HF_TOKEN?']
 max_duration: 12h
@@ -139,6 +151,7 @@ def test_a_rented_cluster_says_all_that_skypilot_needs(tmp_path: Path) -> None:
     assert (cluster.nodes, cluster.workers, cluster.gpus_per_worker) == (2, 3, 1)
     assert (cluster.max_duration, cluster.autodown, cluster.shard_deadline) == (43200, 300, 90)
     assert cluster.setup == "module load cuda\n"
+    assert cluster.packages == ("compressed-tensors", "gptqmodel[x]>=4,!=4.1.*")
     dumped = cluster.model_dump(mode="json", exclude_unset=True)
     assert ClusterSpec.model_validate(dumped) == cluster
 
@@ -170,6 +183,14 @@ HOURS = "must be a time such as 90m, 12h or 2d, of a year at most"
         ("envs: {SKYPILOT_X: a}", "envs.SKYPILOT_X: SKYPILOT_X is set by SkyPilot, Ray"),
         ("envs: {'A B': a}", "envs['A B']: 'A B' cannot name an environment variable"),
         ("secrets: ['a=b']", "secrets[0]: 'a=b' cannot name an environment variable"),
+        ("packages: ['--index-url=https://abc']", "packages[0]: '--index-url=https://"),
+        ("packages: [torch, 'a; rm -rf abc']", "packages[1]: 'a; rm -rf abc' is not a package"),
+        ("packages: ['git+https://x/abc']", "packages[0]: 'git+https://x/abc' is not a package"),
+        ("packages: ['./abc.whl']", "packages[0]: './abc.whl' is not a package with versions"),
+        ("packages: ['abc @ file:///x']", "packages[0]: 'abc @ file:///x' is not a package"),
+        ('packages: ["abc\\n-e ."]', "packages[0]: 'abc\\n-e .' is not a package"),
+        ("packages: ['']", "packages[0]: '' is not a package with versions, such as"),
+        ("packages: compressed-tensors", "packages: must be a list (lines that begin with '- ')"),
         ("secrets: {HF_TOKEN: abc}", "secrets: must be a list (lines that begin with '- ')"),
     ],
 )
@@ -181,10 +202,13 @@ def test_what_only_rented_machines_have_is_refused_as_well(
     with pytest.raises(SpecError) as caught:
         load_cluster(str(path))
     assert str(caught.value).startswith(f"{path}:2: {message}")
-    assert "abc" not in str(caught.value)
+    assert "abc" not in str(caught.value) or line.startswith("packages")
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("line", ["nodes: 2", "resources: {cpus: 4}", "setup: ls", "secrets: [A]"])
+@pytest.mark.parametrize(
+    "line", ["nodes: 2", "resources: {cpus: 4}", "setup: ls", "packages: [a]", "secrets: [A]"]
+)
 def test_this_machine_has_no_use_for_what_is_rented(tmp_path: Path, line: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(f"{line}\n")

@@ -47,6 +47,13 @@ def test_what_is_left_out_has_the_documented_default() -> None:
         "kv_type_k": "f16",
         "kv_type_v": "f16",
         "repack": True,
+        "transformers": {
+            "dtype": "auto",
+            "device": "auto",
+            "attention": "sdpa",
+            "head": "float32",
+            "offload": False,
+        },
     }
 
 

@@ -216,7 +216,8 @@ def test_only_places_are_taken_for_paths(job_file: Path) -> None:
             '  "two\\nwords": 1',
             (
                 "x.yaml:13: engine['two\\nwords']: unknown key; known keys: n_gpu_layers, "
-                "tensor_overrides, threads, flash_attention, kv_type_k, kv_type_v, repack"
+                "tensor_overrides, threads, flash_attention, kv_type_k, kv_type_v, repack, "
+                "transformers"
             ),
         ),
         (
