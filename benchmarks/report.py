@@ -32,9 +32,10 @@ from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.records import TokenRecords
 from kldcloud.models.gguf_header import GgufHeader
 from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.pipeline.corpora import ChunkedCorpus
 from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.plan import SweepPlan
-from kldcloud.pipeline.prepare import ChunkedCorpus, PreparedSweep
+from kldcloud.pipeline.prepare import PreparedSweep
 from kldcloud.spec.job import SweepJob
 from kldcloud.staging.choose import EncodingChoice
 from kldcloud.store import Store, open_store

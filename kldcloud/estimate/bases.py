@@ -14,8 +14,7 @@ from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.transformers_head import TYPE_NAMES
 from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
-from kldcloud.pipeline.model_files import FolderModel, Model
-from kldcloud.pipeline.prepare import KldBase
+from kldcloud.pipeline.model_files import FolderModel, KldBase, Model
 from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.job import BaseSpec, Expected, SweepJob
 from kldcloud.spec.uri import SourceUri

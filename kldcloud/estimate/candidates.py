@@ -9,8 +9,8 @@ from kldcloud.estimate.files import PlannedBase, PlannedModel, model_here
 from kldcloud.models.ggml_types import BITS
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import read_model_folder
+from kldcloud.pipeline.found import check_quants
 from kldcloud.pipeline.model_files import recipe_bytes
-from kldcloud.pipeline.prepare import check_quants
 from kldcloud.spec.job import CandidateSpec, SweepJob
 from kldcloud.spec.recipes import RECIPES, Recipe
 

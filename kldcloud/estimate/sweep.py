@@ -23,9 +23,9 @@ from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
 from kldcloud.estimate.texts import planned_corpora, planned_imatrices, prepared_corpora
 from kldcloud.models.engines import load_engine
 from kldcloud.pipeline.machines import this_node
-from kldcloud.pipeline.model_files import Model
+from kldcloud.pipeline.model_files import KldBase, Model
 from kldcloud.pipeline.options import Engines, engines
-from kldcloud.pipeline.prepare import KldBase, prepare_base
+from kldcloud.pipeline.prepare import prepare_base
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.workers import seats_for
 from kldcloud.spec.cluster import ClusterSpec, cluster_name

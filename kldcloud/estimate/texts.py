@@ -9,9 +9,10 @@ from typing import Final
 from kldcloud.errors import UserError
 from kldcloud.estimate.files import PlannedBase, PlannedCorpus, at_hand
 from kldcloud.models.tokenizer import open_tokenizer
+from kldcloud.pipeline.corpora import KLD_CORPUS, ChunkedCorpus
 from kldcloud.pipeline.corpus_tokens import corpus_tokens
-from kldcloud.pipeline.prepare import HERE, KLD_CORPUS, ChunkedCorpus
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.sources import HERE
 from kldcloud.spec.job import CorpusSpec, SweepJob
 from kldcloud.staging.kld_file import read_kld_header
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from kldcloud.models.transformers_library import (
@@ -14,6 +15,8 @@ from kldcloud.models.transformers_library import (
 from kldcloud.models.transformers_recipes import recipe_library
 
 NAME: Final = "transformers"
+_UNPACKED_BY: Final = {"awq": "gptqmodel", "gptq": "gptqmodel"}
+"""Packages whose names are not their methods'."""
 AUTO: Final = "auto"
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
@@ -30,6 +33,7 @@ class TransformersOptions:
         threads: that torch divides one operation among, on a CPU. Unlike llama.cpp's, its sums
             depend on them, so they belong to the options and not to the machine.
         recipe: how weights are quantised once they are loaded; empty for as they are.
+        quantization: the method by which they were quantised before, in transformers' words.
         offload: let layers that the GPU has no room for wait in the machine's memory.
     """
 
@@ -39,6 +43,7 @@ class TransformersOptions:
     head: str = "float32"
     threads: int = 1
     recipe: str = ""
+    quantization: str = ""
     offload: bool = False
 
     def fingerprint(self) -> dict[str, str]:
@@ -56,9 +61,20 @@ class TransformersOptions:
         }
         if self.recipe:
             facts["recipe"] = f"{self.recipe} ({recipe_library(self.recipe)})"
+        if self.quantization:
+            facts["quantization"] = _with_version(self.quantization)
         if self.device == "cpu":
             return facts | {"instructions": cpu_instructions(), "threads": str(self.threads)}
         return facts | {"backend": "GPU", "devices": cuda_device()}
+
+
+def _with_version(method: str) -> str:
+    """A method of quantising with what unpacks it, if that is a package that is installed."""
+    library = _UNPACKED_BY.get(method, method)
+    try:
+        return f"{method} ({library} {version(library)})"
+    except PackageNotFoundError:
+        return method
 
 
 def resolved_dtype(asked: str, stored: str, device: str) -> str:

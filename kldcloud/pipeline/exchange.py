@@ -12,7 +12,8 @@ from kldcloud.errors import FormatError, UserError
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.sources import fetch
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
+from kldcloud.pipeline.corpora import ChunkedCorpus
+from kldcloud.pipeline.model_files import KldBase
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.runs import FoundRun
 from kldcloud.pipeline.stage_base import import_kld, kld_identity

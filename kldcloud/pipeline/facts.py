@@ -15,7 +15,7 @@ from kldcloud.divergence.estimates import finite
 from kldcloud.divergence.profile import CURVE_SHARES, BinnedMean, Profile
 from kldcloud.divergence.sequential import Decision, Rule
 from kldcloud.divergence.summary import ChunkMeans, Reduction
-from kldcloud.pipeline.prepare import ChunkedCorpus
+from kldcloud.pipeline.corpora import ChunkedCorpus
 from kldcloud.report.summary_shape import Stop
 from kldcloud.spec.stop import StopSpec
 

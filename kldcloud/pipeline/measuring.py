@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from kldcloud.corpus.chunks import Shard
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import Stopped
+from kldcloud.pipeline.model_files import KldBase
 from kldcloud.pipeline.plan import SweepPlan
-from kldcloud.pipeline.prepare import KldBase
 from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.session import Session
 from kldcloud.pipeline.work import measure_tasks

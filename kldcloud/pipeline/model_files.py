@@ -13,6 +13,7 @@ from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.quantize import quantized
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.recipes import RECIPES, Recipe
+from kldcloud.staging.kld_file import KldHeader
 from kldcloud.store.digest import sha256_bytes
 
 _MATRIX: Final = 2
@@ -103,6 +104,17 @@ class FolderModel:
         """Stored bits a weight over all tensors; None where their number is not known."""
         parameters = self.parameters
         return 8 * self.bytes / parameters if parameters else None
+
+
+@dataclass(frozen=True, slots=True)
+class KldBase:
+    """A llama.cpp base file that stands for a base model."""
+
+    name: str
+    file: str
+    path: Path
+    sha256: str
+    header: KldHeader
 
 
 Model: TypeAlias = ModelFile | FolderModel

@@ -64,6 +64,7 @@ class Engines:
             head=said.head,
             threads=self.threads,
             recipe=model.recipe,
+            quantization=model.folder.quantization or "",
             offload=said.offload,
         )
 

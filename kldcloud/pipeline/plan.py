@@ -18,9 +18,10 @@ from kldcloud.divergence.kernel import NUMERICS_VERSION
 from kldcloud.divergence.sequential import STOP_RULE
 from kldcloud.errors import FormatError
 from kldcloud.models.transformers_options import TransformersOptions
-from kldcloud.pipeline.model_files import FolderModel, Model, ModelFile
+from kldcloud.pipeline.corpora import ChunkedCorpus
+from kldcloud.pipeline.model_files import FolderModel, KldBase, Model, ModelFile
 from kldcloud.pipeline.options import Engines
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase, PreparedSweep
+from kldcloud.pipeline.prepare import PreparedSweep
 from kldcloud.pipeline.stage_base import kld_identity
 from kldcloud.staging.choose import BaseShape, EncodingChoice, choose_encoding
 from kldcloud.staging.folder_head import shape_of_folder

@@ -18,12 +18,12 @@ from kldcloud.models.imatrix import importance_matrix
 from kldcloud.models.imatrix_file import check_fit, read_imatrix
 from kldcloud.models.llama_tokenizer import LlamaTokenizer, open_llama_tokenizer
 from kldcloud.models.store_copy import upload_once
+from kldcloud.pipeline.found import about
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
 from kldcloud.pipeline.nvfp4_model import nvfp4_model
 from kldcloud.pipeline.options import llama_options
-from kldcloud.pipeline.prepare import HERE, about
 from kldcloud.pipeline.progress import Progress
-from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
+from kldcloud.pipeline.sources import FETCHED_ANYWHERE, HERE, Sources
 from kldcloud.qad.whole_file import whole_file, written
 from kldcloud.spec.qad_job import InitSpec, QadJob
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX

@@ -15,6 +15,7 @@ from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.profile import Profile
 from kldcloud.divergence.records import TokenWriter
 from kldcloud.divergence.summary import ChunkMeans, Reduction
+from kldcloud.pipeline.corpora import ChunkedCorpus
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import (
     NOT_STOPPED,
@@ -24,9 +25,8 @@ from kldcloud.pipeline.facts import (
     profile_facts,
     stop_facts,
 )
-from kldcloud.pipeline.model_files import Model
+from kldcloud.pipeline.model_files import KldBase, Model
 from kldcloud.pipeline.plan import SweepPlan, other_engines
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
 from kldcloud.pipeline.work import group_name
 from kldcloud.pipeline.worst import WorstFound, read_tops, worst_facts
 from kldcloud.report.profile_file import dump_profiles

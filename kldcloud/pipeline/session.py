@@ -10,12 +10,12 @@ from kldcloud.corpus.chunks import Shard, shard_size
 from kldcloud.errors import StoreError
 from kldcloud.models.folder_copy import upload_folder_once
 from kldcloud.models.store_copy import upload_once
+from kldcloud.pipeline.corpora import ChunkedCorpus
 from kldcloud.pipeline.deadlines import ShardDeadlines
 from kldcloud.pipeline.dispatch import REVIVAL_SECONDS, Dispatch, Failure
 from kldcloud.pipeline.machines import Actors, Machines, Seat, WorkerSettings
-from kldcloud.pipeline.model_files import FolderModel, Model
+from kldcloud.pipeline.model_files import FolderModel, KldBase, Model
 from kldcloud.pipeline.plan import SweepPlan, make_plan, run_shards
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
 from kldcloud.pipeline.progress import MEASURING, Progress
 from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.stage_base import import_kld

@@ -98,6 +98,10 @@ class Sources:
         return _from_store(self.store, there.sha256, there.size, bar.reach)
 
 
+HERE = Sources()
+"""Every name in a job means what it means on this machine."""
+
+
 def local_copy(model: ModelRef, store: Store, progress: Callable[[int, int], None]) -> Path:
     """A model on this machine, fetched if it is not here, and the very one that the driver meant.
 

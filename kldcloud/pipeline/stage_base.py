@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kldcloud.corpus.chunks import shard_size
-from kldcloud.pipeline.prepare import ChunkedCorpus, KldBase
+from kldcloud.pipeline.corpora import ChunkedCorpus
+from kldcloud.pipeline.model_files import KldBase
 from kldcloud.pipeline.progress import Progress
 from kldcloud.staging.encodings import KldEncoding
 from kldcloud.staging.kld_file import read_kld_chunk

@@ -11,12 +11,12 @@ from kldcloud.corpus.chunks import Shard
 from kldcloud.divergence.moments import INDEX
 from kldcloud.divergence.records import Floats
 from kldcloud.divergence.sequential import Decision, Rule, decide
+from kldcloud.pipeline.corpora import ChunkedCorpus
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import Stopped
 from kldcloud.pipeline.measuring import Measured
 from kldcloud.pipeline.model_files import Model
 from kldcloud.pipeline.plan import SweepPlan
-from kldcloud.pipeline.prepare import ChunkedCorpus
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.reduce import read_partials

@@ -15,15 +15,16 @@ from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
 from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
+from kldcloud.pipeline.model_files import KldBase
 from kldcloud.pipeline.options import Engines, engines, uses_gpu
 from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, make_plan
-from kldcloud.pipeline.prepare import HERE, KldBase, PreparedSweep, prepare
+from kldcloud.pipeline.prepare import PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
 from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.reduce import reduce_run
 from kldcloud.pipeline.session import Session
-from kldcloud.pipeline.sources import Sources
+from kldcloud.pipeline.sources import HERE, Sources
 from kldcloud.pipeline.stopping import measure_until_settled
 from kldcloud.pipeline.workers import seats_for
 from kldcloud.report.summary_file import Summary, parse_summary

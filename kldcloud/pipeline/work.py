@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kldcloud.corpus.chunks import Shard
+from kldcloud.pipeline.corpora import ChunkedCorpus
 from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.pipeline.plan import SweepPlan
-from kldcloud.pipeline.prepare import ChunkedCorpus
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, StageTask
 from kldcloud.staging.stage import StageIdentity, tokens_bytes
 

@@ -302,13 +302,16 @@ def test_a_recipe_loses_something_and_not_everything(
     assert least < statistics.kld.mean() < most
 
 
-def test_what_an_engine_adds_up_to_is_named(folder: Path) -> None:
+def test_what_an_engine_adds_up_to_is_named() -> None:
     facts = TransformersOptions("bfloat16", threads=2, recipe="torchao-int8").fingerprint()
     assert facts["name"] == "transformers"
     assert facts["torch"] == torch.__version__
     assert (facts["dtype"], facts["threads"], facts["backend"]) == ("bfloat16", "2", "CPU")
     assert facts["recipe"].startswith("torchao-int8 (torchao ")
-    del folder
+    stored = TransformersOptions("float32", quantization="compressed-tensors").fingerprint()
+    assert stored["quantization"].startswith("compressed-tensors (compressed-tensors ")
+    unknown = TransformersOptions("float32", quantization="no-such-method").fingerprint()
+    assert unknown["quantization"] == "no-such-method"
 
 
 def test_a_dtype_is_the_stored_one_on_a_gpu_alone() -> None:

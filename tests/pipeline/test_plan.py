@@ -16,10 +16,11 @@ from kldcloud.divergence.kernel import NUMERICS_VERSION
 from kldcloud.divergence.sequential import STOP_RULE
 from kldcloud.models.gguf_header import GgufHeader
 from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.pipeline.corpora import ChunkedCorpus
 from kldcloud.pipeline.model_files import ModelFile
 from kldcloud.pipeline.options import Engines
 from kldcloud.pipeline.plan import SweepPlan, make_plan
-from kldcloud.pipeline.prepare import ChunkedCorpus, PreparedSweep
+from kldcloud.pipeline.prepare import PreparedSweep
 from kldcloud.spec.engine import TransformersSpec
 from kldcloud.spec.job import SweepJob
 

@@ -1,0 +1,176 @@
+"""What a job names, found and looked at, and not worked on yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kldcloud.errors import FormatError, UserError
+from kldcloud.models.folder_digest import tokenizer_sha256
+from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.model_folder import ModelFolder, read_model_folder
+from kldcloud.pipeline.imatrices import FoundImatrix, find_imatrix
+from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
+from kldcloud.spec.job import CandidateSpec, SweepJob
+from kldcloud.spec.recipes import RECIPES
+from kldcloud.spec.uri import SourceUri
+from kldcloud.staging.kld_file import KldHeader, read_kld_header
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file or folder that a job names.
+
+    Attributes:
+        name: what reports call it.
+        file: the name that people know it by.
+        header: what it says of itself.
+        origin: the URI that any machine can fetch it from; empty if there is none.
+    """
+
+    name: str
+    file: str
+    path: Path
+    header: GgufHeader | KldHeader | ModelFolder
+    origin: str = ""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens, V."""
+        if isinstance(self.header, KldHeader):
+            return self.header.n_vocab
+        return self.header.vocabulary_size
+
+    @property
+    def tokenizer(self) -> str:
+        """What two models with the same one have in common; empty where nothing says so."""
+        return tokenizer_sha256(self.path) if isinstance(self.header, ModelFolder) else ""
+
+
+def is_here(uri: SourceUri | None) -> bool:
+    """Whether only this machine has what a job names, so that it can be looked at at once."""
+    return uri is not None and uri.scheme not in FETCHED_ANYWHERE
+
+
+def find_base(job: SweepJob, progress: Progress, sources: Sources) -> Found:
+    """The base's file or folder, or the base file that stands for it.
+
+    Raises:
+        UserError: it is not there, or not what it should be.
+    """
+    spec = job.base
+    if spec.model is not None:
+        return _find_model("base", spec.display_name, spec.model, progress, sources)
+    if spec.logits is None:
+        raise FormatError("the base names neither a model nor logits")
+    with about("base"):
+        path = sources.fetch(spec.logits, progress)
+        return Found(spec.display_name, spec.logits.filename, path, read_kld_header(path))
+
+
+def find_candidate(spec: CandidateSpec, progress: Progress, sources: Sources) -> Found | None:
+    """The candidate's file or folder; None for one that is to be made from the base.
+
+    Raises:
+        UserError: it is not there, or not what it should be.
+    """
+    if spec.model is None:
+        return None
+    name = spec.display_name
+    return _find_model(f"candidate {name}", name, spec.model, progress, sources)
+
+
+def _find_model(
+    what: str, name: str, uri: SourceUri, progress: Progress, sources: Sources
+) -> Found:
+    with about(what):
+        path = sources.fetch_model(uri, progress)
+        header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
+        return Found(name, uri.filename, path, header, sources.origin(uri, path))
+
+
+def imatrix_of(
+    base: Found, spec: CandidateSpec, progress: Progress, sources: Sources
+) -> FoundImatrix:
+    """The importance matrix that a candidate is to be quantised with, or the text for it.
+
+    Raises:
+        UserError: it is not there, or not of the base.
+    """
+    with about(f"candidate {spec.display_name}"):
+        if spec.imatrix is None or not isinstance(base.header, GgufHeader):
+            raise FormatError("there is no GGUF that an importance matrix is of")
+        return find_imatrix(spec.imatrix, base.path, base.header, progress, sources)
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Say which part of the job an error of the block is about.
+
+    Raises:
+        UserError: of the kind that was raised; its hint, or to correct the job.
+    """
+    try:
+        yield
+    except UserError as error:
+        hint = error.hint or "correct it in the job, or with --set"
+        raise type(error)(f"{what}: {error.message}", hint=hint) from error
+
+
+def check_quants(job: SweepJob, *, folder: bool) -> None:
+    """See that what is made of the base is what can be made of it.
+
+    Args:
+        job: what is measured.
+        folder: whether the base is a folder of safetensors.
+
+    Raises:
+        UserError: a type is for bases of the other kind.
+    """
+    if folder and job.base.convert is not None:
+        raise UserError(
+            "base: convert is for GGUF files",
+            hint="leave it out, and say engine.transformers.dtype",
+        )
+    for spec in job.candidates:
+        if spec.quantize is None or (spec.quantize in RECIPES) is folder:
+            continue
+        if folder:
+            raise UserError(
+                f"candidate {spec.display_name}: llama.cpp quantises GGUF files, and the base is a "
+                "folder of safetensors",
+                hint=f"take one of {', '.join(RECIPES)}, or give a GGUF as 'model'",
+            )
+        raise UserError(
+            f"candidate {spec.display_name}: {spec.quantize} is for a base in safetensors, and the "
+            "base is a GGUF",
+            hint="take a type of llama.cpp's, or a base in safetensors",
+        )
+
+
+def may_cut_otherwise(base: Found, other: Found) -> bool:
+    """Whether two models' tokenizers have to be compared by what they make of the texts.
+
+    Of two GGUF files only the vocabularies' sizes are compared: one is commonly made of the other.
+    """
+    if isinstance(base.header, GgufHeader) and isinstance(other.header, GgufHeader):
+        return False
+    return not base.tokenizer or base.tokenizer != other.tokenizer
+
+
+def check_vocabularies(base: Found, candidates: Sequence[Found]) -> None:
+    """See that all have as many tokens as the base.
+
+    Raises:
+        FormatError: one has not.
+    """
+    for candidate in candidates:
+        if candidate.vocabulary != base.vocabulary:
+            raise FormatError(
+                f"candidate {candidate.name} ({candidate.path}) has a vocabulary of "
+                f"{candidate.vocabulary:,}, the base {base.vocabulary:,}",
+                hint="only models with the base's tokenizer can be compared with it",
+            )
