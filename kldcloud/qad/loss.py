@@ -4,12 +4,14 @@ KL(p || q) of next-token distributions p = softmax(teacher logits) and q = softm
 temperature 1, in nats. Logits are made a few rows at a time from the states that enter each output
 head, and so is the gradient, q - p times the student's head; logits of all tokens never exist.
 Sums run in float32 or wider whatever the states are, and in a fixed order: the same states give the
-same bits on one kind of CPU with one number of threads.
+same bits on one kind of CPU with one number of threads. On a GPU, where Triton is installed, one
+kernel turns logits into divergence and gradient (`loss_triton`); no GPU was there to try it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -142,16 +144,12 @@ class _KldSum(torch.autograd.Function):
         for rows in _portions(student, weight):
             p = _logits(teacher[rows], teacher_weight, teacher_softcap).to(wide)
             q = _logits(student[rows], weight, softcap)
-            slope = None if softcap is None else 1 - (q / softcap).square_()
-            total += _divergence(p, q).sum(dtype=torch.float64)
+            total += _to_gradient(p, q, softcap).sum(dtype=torch.float64)
             if not (to_states or to_weight):
                 continue
-            difference = q.exp_().sub_(p)
-            if slope is not None:
-                difference *= slope
-            states_grad[rows] = _times(difference, weight, student.dtype)
+            states_grad[rows] = _times(q, weight, student.dtype)
             if to_weight:
-                weight_grad.addmm_(difference.T, student[rows].to(wide))
+                weight_grad.addmm_(q.T, student[rows].to(wide))
         ctx.save_for_backward(states_grad, weight_grad)
         ctx.dtypes = student.dtype, weight.dtype
         return total
@@ -165,6 +163,25 @@ class _KldSum(torch.autograd.Function):
             )
         ]
         return (*gradients, None, None, None, None)
+
+
+def has_kernel(logits: Tensor) -> bool:
+    """Whether Triton makes divergence and gradient of such logits."""
+    return logits.is_cuda and logits.dtype == torch.float32 and find_spec("triton") is not None
+
+
+def _to_gradient(p: Tensor, q: Tensor, softcap: float | None) -> Tensor:
+    """KL of each row; logits come in, and q leaves as the gradient of those before the cap."""
+    if has_kernel(q):
+        from kldcloud.qad import loss_triton
+
+        return loss_triton.to_gradient(p, q, softcap)
+    slope = None if softcap is None else 1 - (q / softcap).square_()
+    divergence = _divergence(p, q)
+    q.exp_().sub_(p)
+    if slope is not None:
+        q *= slope
+    return divergence
 
 
 def _divergence(p: Tensor, q: Tensor) -> Tensor:
