@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scaling.py"
 
 
+@pytest.mark.slow
 def test_under_failures_and_kills_every_shard_is_committed_once(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "--json", "--store", tmp_path, "--shard-seconds", "0.05"]
     command += ["--actors", "2", "--shards-per-actor", "8"]

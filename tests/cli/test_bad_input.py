@@ -326,6 +326,7 @@ def test_a_store_on_a_full_disk_is_refused_before_any_work(command: Command, des
     assert "; free some space" in line
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_on_the_way_stops_the_run_and_the_same_command_goes_on(
     desk: Desk,
 ) -> None:

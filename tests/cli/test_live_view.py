@@ -206,6 +206,7 @@ def test_where_stderr_is_no_terminal_there_is_no_view(
     assert re.fullmatch(r"(measuring: \d+ s\n)?", err)
 
 
+@pytest.mark.slow
 def test_a_launch_on_a_terminal_shows_its_means_while_it_measures(
     desk: Desk, terminal: Terminal
 ) -> None:

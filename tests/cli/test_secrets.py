@@ -54,6 +54,7 @@ class ProcessList:
                 yield folder
 
 
+@pytest.mark.slow
 def test_a_launch_against_s3_shows_its_keys_nowhere(
     desk: Desk, s3_store_uri: Callable[[str], str], s3_server: S3Server
 ) -> None:

@@ -89,6 +89,7 @@ def test_launch_with_json_prints_summary_json_and_nothing_else(
     assert json.loads(said.out)["run"] == sweep.run
 
 
+@pytest.mark.slow
 def test_settings_cluster_and_store_of_the_command_line_win_over_the_job(
     sweep: Sweep, tmp_path: Path, command: Command
 ) -> None:

@@ -38,6 +38,7 @@ def test_runs_no_dashboard(ray_address: str) -> None:
     assert not ray._private.worker.global_worker.node.webui_url
 
 
+@pytest.mark.slow
 def test_refuses_whoever_has_no_token(ray_address: str, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.py"
     stranger.write_text(

@@ -31,6 +31,7 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_pilot_of_a_few_chunks_says_how_many_will_be_enough(
     job: dict[str, Any], tmp_path: Path
 ) -> None:

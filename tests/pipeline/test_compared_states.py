@@ -33,6 +33,8 @@ from tests.model_folders import folder_of
 from tests.pipeline.sweeps import corpus, facts, sweep
 from tests.tiny_models import TinyPair, tiny_pair
 
+pytestmark = pytest.mark.usefixtures("one_ray")
+
 CONTEXT = 64
 V = 321
 

@@ -155,6 +155,7 @@ def test_a_poison_shard_fails_its_own_group_after_the_cap_and_no_other(dispatche
     assert {"i0", "w0", "w1", "w2", "w3"} <= set(outcome.committed)
 
 
+@pytest.mark.slow
 def test_what_was_queued_behind_a_poison_shard_is_not_blamed(dispatched: Any) -> None:
     # On one worker with two in flight the neighbour goes down with each of the poison's deaths.
     assert IN_FLIGHT == 2

@@ -23,6 +23,8 @@ from tests.model_folders import folder_of
 from tests.pipeline.sweeps import Notes, corpus, facts, result_bytes, sweep
 from tests.tiny_models import TinyPair, tiny_pair
 
+pytestmark = pytest.mark.usefixtures("one_ray")
+
 EXACT = {"kv_type_k": "f32", "kv_type_v": "f32", "flash_attention": "off"}
 
 
@@ -71,6 +73,7 @@ def test_either_engine_measures_the_same_models_alike(
     assert one["gguf"] == pytest.approx(other["gguf"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["hidden", "logits"])
 def test_workers_and_a_second_launch_change_no_byte(
     folders: dict[str, Path], pair: TinyPair, tmp_path: Path, encoding: str
@@ -113,6 +116,7 @@ def test_recipes_quantise_the_base(folders: dict[str, Path], tmp_path: Path) -> 
     assert {each.file for each in summary.candidates} == {f"base-hf+{each}" for each in recipes}
 
 
+@pytest.mark.slow
 def test_runs_of_recipes_and_engines_are_compared_candidate_by_candidate(
     pair: TinyPair, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -139,6 +143,7 @@ def test_runs_of_recipes_and_engines_are_compared_candidate_by_candidate(
     assert ",transformers," in ran["noisy-hf"]
 
 
+@pytest.mark.slow
 def test_a_folder_is_measured_against_llama_cpps_base_file(
     pair: TinyPair, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -159,6 +164,7 @@ def test_a_folder_is_measured_against_llama_cpps_base_file(
     assert "Run by another engine than the base: noisy-hf (transformers" in note
 
 
+@pytest.mark.slow
 def test_conversations_are_rendered_alike(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
     pair = tiny_pair(tmp_path, vocabulary=321, bos=True, template=template)

@@ -54,6 +54,7 @@ def qad_run(store: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_job_ends_with_a_better_file_and_says_by_how_much(
     teacher: Path, short_folder: Path, tmp_path: Path
 ) -> None:

@@ -30,7 +30,15 @@ ON_GPU = EngineOptions(n_gpu_layers=-1)
 def seats(nodes: Sequence[NodeFacts], *, chunks: int = 1000, **cluster: object) -> list[Seat]:
     engine = EngineOptions.model_validate(cluster.pop("engine", {}))
     spec = ClusterSpec.model_validate(cluster)
-    found = seats_for(spec, engine, nodes, model_bytes=2 * GIB, logits_bytes=LOGITS, chunks=chunks)
+    found = seats_for(
+        spec,
+        engine,
+        nodes,
+        model_bytes=2 * GIB,
+        logits_bytes=LOGITS,
+        chunks=chunks,
+        on_gpu=engine.n_gpu_layers != 0,
+    )
     return list(found)
 
 

@@ -107,6 +107,7 @@ NOW_AND_THEN = [
 """Of every kind some, among the two hundred requests of such a sweep."""
 
 
+@pytest.mark.slow
 def test_occasional_faults_of_every_kind_change_no_byte(
     proxy: FaultProxy, undisturbed: Reference, store: str
 ) -> None:
