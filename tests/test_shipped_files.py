@@ -52,7 +52,9 @@ def stem(path: Path) -> str:
 
 def test_the_clusters_that_the_readme_speaks_of_are_there() -> None:
     assert {"local", "rtx5080", "slurm", "h100", "h100x8"} <= set(map(stem, CLUSTERS))
-    assert {"demo", "qad-demo", "qad-nvfp4", "qwen3.5-35b-a3b"} <= set(map(stem, JOBS))
+    assert {"demo", "qad-demo", "qad-nvfp4", "qwen3.5-35b-a3b", "safetensors"} <= set(
+        map(stem, JOBS)
+    )
 
 
 @pytest.mark.parametrize("path", JOBS, ids=stem)
