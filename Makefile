@@ -63,6 +63,7 @@ bench: setup
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/full_corpus.py
 	$(BIN)/python benchmarks/fake_quantize.py
+	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/qad_loss.py
 	$(BIN)/python benchmarks/qad.py
 
