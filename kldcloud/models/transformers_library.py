@@ -12,7 +12,7 @@ from typing import Final
 
 from kldcloud.errors import UserError
 
-_NEEDED: Final = ("torch", "transformers")
+_DECIDE: Final = ("torch", "transformers", "triton")
 
 
 @cache
@@ -52,7 +52,7 @@ def quieten() -> None:
 def library_versions() -> dict[str, str]:
     """Versions of what decides numbers, read without importing it; empty where nothing is there."""
     found = {}
-    for name in _NEEDED:
+    for name in _DECIDE:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

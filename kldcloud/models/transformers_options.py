@@ -65,7 +65,8 @@ class TransformersOptions:
             facts["quantization"] = _with_version(self.quantization)
         if self.device == "cpu":
             return facts | {"instructions": cpu_instructions(), "threads": str(self.threads)}
-        return facts | {"backend": "GPU", "devices": cuda_device()}
+        kernels = {"triton": versions["triton"]} if "triton" in versions else {}
+        return facts | {"backend": "GPU", "devices": cuda_device(), **kernels}
 
 
 def _with_version(method: str) -> str:
