@@ -107,10 +107,7 @@ class LlamaTokenizer:
         Raises:
             FormatError: if the file's metadata has none.
         """
-        template = read_gguf_header(self._path).metadata.get(TEMPLATE_KEY)
-        if not isinstance(template, str) or not template.strip():
-            raise no_chat_template(self._path, f" ({TEMPLATE_KEY})")
-        return template
+        return gguf_chat_template(self._path)
 
     def texts(self) -> TokenTexts:
         """What every token of the vocabulary stands for."""
@@ -131,6 +128,18 @@ class LlamaTokenizer:
         if length < 0:
             raise EngineError(f"{self._path}: token {token} has no text")
         return ctypes.string_at(buffer, length)
+
+
+def gguf_chat_template(path: Path) -> str:
+    """The template in a GGUF's metadata, read without llama.cpp.
+
+    Raises:
+        FormatError: if it has none.
+    """
+    template = read_gguf_header(path).metadata.get(TEMPLATE_KEY)
+    if not isinstance(template, str) or not template.strip():
+        raise no_chat_template(path, f" ({TEMPLATE_KEY})")
+    return template
 
 
 @contextmanager

@@ -68,6 +68,21 @@ def open_tokenizer(path: Path) -> Iterator[Tokenizer]:
         yield tokenizer
 
 
+def chat_template(path: Path) -> str:
+    """The template that renders conversations for a model; of a GGUF without loading anything.
+
+    Raises:
+        FormatError: if there is none.
+        UserError: a folder's needs transformers, which is not installed.
+    """
+    if path.is_dir():
+        with open_tokenizer(path) as tokenizer:
+            return tokenizer.chat_template()
+    from kldcloud.models.llama_tokenizer import gguf_chat_template
+
+    return gguf_chat_template(path)
+
+
 def token_texts(path: Path) -> TokenTexts:
     """What the tokens of a model's vocabulary stand for; errors as of `open_tokenizer`."""
     with open_tokenizer(path) as tokenizer:

@@ -65,6 +65,7 @@ class TransformersEngine:
         folder = read_model_folder(path)
         self._path, self._context, self._options = path, context, options
         self._threads = threads
+        self._scored = slice(context // 2, context - 1)
         self._vocabulary = folder_vocabulary(folder)
         if options.device == "cpu":
             torch.set_num_threads(options.threads)
@@ -105,10 +106,7 @@ class TransformersEngine:
         """
         if self._options.head != "float32":
             return None
-        n = self._context
-        with self._out_of_memory_named():
-            states = self._states(self._fed(tokens))[n // 2 : n - 1]
-        found: npt.NDArray[np.float32] = states.float().cpu().numpy()
+        found: npt.NDArray[np.float32] = self._scored_states(tokens).float().cpu().numpy()
         return found
 
     def side(self, tokens: Tokens) -> LinearSide | None:
@@ -120,9 +118,7 @@ class TransformersEngine:
         head = self._head
         if not self.on_gpu or self._options.head != "float32" or not is_plain(head):
             return None
-        n = self._context
-        with self._out_of_memory_named():
-            states = self._states(self._fed(tokens))[n // 2 : n - 1]
+        states = self._scored_states(tokens)
         return linear_side(head, states, self._vocabulary.size, self._after)
 
     def evaluate(self, tokens: Tokens, *, hidden: bool = False) -> ChunkOutput:
@@ -131,16 +127,20 @@ class TransformersEngine:
         Raises:
             EngineError: if there is no memory for it, or the head's states cannot be had.
         """
-        n = self._context
-        rows, fed = slice(n // 2, n - 1), self._fed(tokens)
+        if self._options.head == "model":
+            if hidden:
+                raise EngineError("no hidden states are taken where head is 'model'")
+            with self._out_of_memory_named():
+                return ChunkOutput(self._filled(self._own(self._fed(tokens))[self._scored]), None)
+        states = self._scored_states(tokens)
         with self._out_of_memory_named():
-            if self._options.head == "model":
-                if hidden:
-                    raise EngineError("no hidden states are taken where head is 'model'")
-                return ChunkOutput(self._filled(self._own(fed)[rows]), None)
-            states = self._states(fed)[rows]
             logits = self._filled(self._logits(states))
         return ChunkOutput(logits, states.float().cpu().numpy() if hidden else None)
+
+    def _scored_states(self, tokens: Tokens) -> torch.Tensor:
+        """What enters the output head at a chunk's scored positions, [rows, d]."""
+        with self._out_of_memory_named():
+            return self._states(self._fed(tokens))[self._scored]
 
     def _fed(self, tokens: Tokens) -> npt.NDArray[np.int64]:
         fed = np.array(tokens, np.int64)

@@ -7,14 +7,13 @@ id beside them, so the same tokens are the same stage, whatever they were made f
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
 from kldcloud.corpus.chat import read_conversations
 from kldcloud.corpus.chunks import Tokens
 from kldcloud.errors import FormatError
-from kldcloud.models.tokenizer import Tokenizer, open_tokenizer
+from kldcloud.models.tokenizer import Tokenizer
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.job import CorpusSpec
 
@@ -43,16 +42,6 @@ def corpus_tokens(
         return _chat_tokens(tokenizer, template or tokenizer.chat_template(), spec, text, progress)
     # llama-perplexity drops one newline at the end of its -f file; so must we, to cut alike.
     return tokenizer.text(text.removesuffix("\n"))
-
-
-def check_chat_template(model: Path) -> None:
-    """See that a model has a chat template.
-
-    Raises:
-        FormatError: if it has none.
-    """
-    with open_tokenizer(model) as tokenizer:
-        tokenizer.chat_template()
 
 
 def check_same_tokens(base: Tokens, other: Tokens, name: str, tokenizer: Tokenizer) -> None:

@@ -10,8 +10,8 @@ from kldcloud.corpus.chat import read_conversations
 from kldcloud.errors import FormatError
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.model_folder import ModelFolder
+from kldcloud.models.tokenizer import chat_template
 from kldcloud.pipeline.corpora import ChunkedCorpus, chunked_corpus, corpus_of_file
-from kldcloud.pipeline.corpus_tokens import check_chat_template
 from kldcloud.pipeline.found import (
     Found,
     about,
@@ -139,7 +139,7 @@ def check_conversations(job: SweepJob, progress: Progress) -> None:
     if chats and is_here(job.base.model):
         base = find_base(job, progress, HERE)
         with about("base"):
-            check_chat_template(base.path)
+            chat_template(base.path)
     for spec in chats:
         if is_here(spec.text):
             with about(f"corpus {spec.name}"):
@@ -167,9 +167,13 @@ def _make_base(
             digest = model_sha256(source.path, bar.advance)
         kld = KldBase(source.name, source.file, source.path, digest, source.header)
         return kld, (corpus_of_file(job, kld),)
-    others = [each for each in candidates if each is not None and may_cut_otherwise(source, each)]
+    others: dict[str, Found] = {}
+    for each in candidates:
+        if each is not None and may_cut_otherwise(source, each):
+            others.setdefault(each.tokenizer or str(each.path), each)
     corpora = tuple(
-        chunked_corpus(source, others, spec, job.stop, progress, sources) for spec in job.corpora
+        chunked_corpus(source, [*others.values()], spec, job.stop, progress, sources)
+        for spec in job.corpora
     )
     base = _as_model(source, progress)
     if job.base.convert is not None and not isinstance(base, FolderModel):

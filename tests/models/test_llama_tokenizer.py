@@ -9,10 +9,13 @@ import pytest
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from kldcloud.errors import UserError
+from kldcloud.models import llama_engine, llama_tokenizer
 from kldcloud.models.chat_template import ChatTemplate
 from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.llama_tokenizer import open_llama_tokenizer, tokenize
 from kldcloud.models.sources import fetch
+from kldcloud.models.tokenizer import chat_template
 from kldcloud.spec.uri import parse_uri
 from tests.golden.cases import TEXT
 from tests.tiny_models import BOS_ID, TinyPair, tiny_pair
@@ -106,3 +109,18 @@ def test_special_tokens_are_recognised_in_prompts_and_not_in_texts(bos: TinyPair
     text = TEXT.read_text()
     with open_llama_tokenizer(bos.base) as tokenizer:
         assert (tokenizer.text(text) == tokenize(bos.base, text).tokens).all()
+
+
+def test_a_chat_template_is_read_where_llama_cpp_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = tiny_pair(tmp_path, vocabulary=321, bos=True, template=WITHOUT_BOS)
+
+    def missing() -> None:
+        raise UserError("llama-cpp-python is not installed")
+
+    monkeypatch.setattr(llama_tokenizer, "llama", missing)
+    monkeypatch.setattr(llama_engine, "llama", missing)
+    with pytest.raises(UserError, match="not installed"):
+        tokenize(pair.base, "a")
+    assert chat_template(pair.base) == WITHOUT_BOS

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kldcloud.errors import FormatError
+from kldcloud.models.folder_files import is_shard
 from kldcloud.qad.architectures import EMBEDDING, HEAD, ModelMap, ModelParameter, map_model
 from kldcloud.qad.formats.nvfp4 import BLOCK, PackedNvfp4
 from kldcloud.qad.gguf_rewrite import rewrite_gguf, verify_export
@@ -138,11 +139,7 @@ def _weight_files(folder: Path) -> list[Path]:
     index = _json(folder / _INDEX)
     places = index.get("weight_map")
     names = set(places.values()) if isinstance(places, dict) else set()
-    plain = all(
-        isinstance(each, str) and each.endswith(".safetensors") and Path(each).name == each
-        for each in names
-    )
-    if not names or not plain or len(names) > _MOST_FILES:
+    if not names or not all(map(is_shard, names)) or len(names) > _MOST_FILES:
         raise FormatError(f"{folder / _INDEX}: does not say where tensors are", hint=_SOURCE)
     return sorted(folder / each for each in names)
 
