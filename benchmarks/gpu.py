@@ -32,12 +32,7 @@ from kldcloud.divergence.linear.side import LinearSide, exact_products
 from kldcloud.divergence.linear.statistics import linear_statistics
 
 LIMIT, DENSE = "both products alone", "log_softmax + kl_div"
-OURS, LLAMA, FUSED, EAGER = (
-    "kldcloud",
-    "kldcloud + llama.cpp's",
-    "kldcloud, fused",
-    "kldcloud, torch",
-)
+OURS, LLAMA, EAGER = "kldcloud", "kldcloud + llama.cpp's", "kldcloud, torch"
 GOAL_OF_LIMIT, GOAL_OVER_DENSE, GOAL_MEMORY = 0.70, 4.0, 0.1
 CHECKED_ROWS = 4
 SMALL = {"rows": 48, "vocabulary": 6000, "width": 64, "rounds": 2}
@@ -97,8 +92,6 @@ def contestants(pair: Pair, device: str) -> dict[str, Callable[[], object]]:
     }
     if device == "cuda":
         found[EAGER] = ours("torch")
-        if pair.base.of_one_half:
-            found[FUSED] = ours("fused")
     return found
 
 

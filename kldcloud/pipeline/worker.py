@@ -165,12 +165,18 @@ class SweepWorker:
         first = engine.side(tokens[0]) if isinstance(encoding, HiddenEncoding) else None
         if first is not None:
             base = self._base_side(reader, first)
+            before = None
             for at, chunk in enumerate(chunks):
                 side = first if at == 0 else engine.side(tokens[at])
                 assert side is not None  # noqa: S101 - one chunk has had one
-                yield base.compare(
-                    reader.frame(chunk), side, shape.next_tokens(tokens[at]), llama_compat=llama
-                )
+                following = shape.next_tokens(tokens[at])
+                soon = base.begin(reader.frame(chunk), side, following, llama_compat=llama)
+                # Only now that the GPU has the next chunk's work: it never waits for the CPU.
+                if before is not None:
+                    yield before.result()
+                before = soon
+            assert before is not None  # noqa: S101 - a shard has chunks
+            yield before.result()
             return
         for chunk, own, logits in zip(chunks, tokens, evaluated(engine, tokens), strict=True):
             yield compare_logits(

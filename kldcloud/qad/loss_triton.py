@@ -25,19 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kldcloud.divergence.linear.blocks_triton import (
-    E2,
-    E4,
-    E6,
-    E8,
-    E10,
-    LARGEST,
-    LOG2E,
-    O3,
-    O5,
-    O7,
-    O9,
-)
+from kldcloud.divergence.linear.blocks_triton import LARGEST, LOG2E, phi
 
 WIDTH = 4096
 """Columns at a time: 16 entries of each model in each of 256 threads' registers."""
@@ -80,12 +68,10 @@ def _loss_kernel(teacher, student, teacher_stride, student_stride, columns, soft
         p, q = tl.exp2(b * LOG2E) * share_p, tl.exp2(c * LOG2E) * share_q
         u = c - b - log_ratio
         square = u * u
-        even = (((E10 * square + E8) * square + E6) * square + E4) * square + E2
-        odd = (((O9 * square + O7) * square + O5) * square + O3) * u
-        phi = square * (even + odd)
+        grown = phi(u, square)
         near = square <= 1.0
-        gradient = tl.where(near, p * (u + phi), q - p)
-        terms = tl.where(near, p * phi, gradient - p * u)
+        gradient = tl.where(near, p * (u + grown), q - p)
+        terms = tl.where(near, p * grown, gradient - p * u)
         total += tl.sum(terms, axis=0).to(tl.float64)
         if CAPPED:
             below = x_q / softcap

@@ -18,7 +18,7 @@ from kldcloud.divergence.kernel import encode
 from kldcloud.errors import EngineError, FormatError
 from kldcloud.models.engine import ChunkOutput
 from kldcloud.staging.head import OutputHead
-from kldcloud.staging.states import pack_states, unpack_states
+from kldcloud.staging.states import check_size, pack_states, unpack_states
 
 ZSTD_LEVEL = 1
 """Measured on rows of two models: higher levels cost several times more and gain a few percent."""
@@ -178,6 +178,15 @@ class HiddenEncoding:
             FormatError: if the frame does not hold exactly the stage's rows.
         """
         return unpack_states(frame, self.head.type_name, self._shape.rows, self.head.width)
+
+    def packed(self, frame: bytes | memoryview) -> npt.NDArray[np.uint8]:
+        """The bytes of a chunk's states, which are looked at no further; a view.
+
+        Raises:
+            FormatError: if there are not as many as the stage's rows take.
+        """
+        check_size(frame, self.head.type_name, self._shape.rows, self.head.width)
+        return np.frombuffer(frame, np.uint8)
 
 
 def pack(words: npt.NDArray[np.uint16]) -> bytes:

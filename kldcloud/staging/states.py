@@ -52,11 +52,7 @@ def unpack_states(frame: bytes | memoryview, head_type: str, rows: int, width: i
     Raises:
         FormatError: if the frame is not exactly that many states, or one is not finite.
     """
-    expected = rows * bytes_per_state(head_type, width)
-    if len(frame) != expected:
-        raise FormatError(
-            f"a frame of hidden states has {len(frame)} bytes, the stage needs {expected}"
-        )
+    check_size(frame, head_type, rows, width)
     if head_type == "F32":
         states = np.frombuffer(frame, "<f4").astype(np.float32)
     elif head_type == "F16":
@@ -68,6 +64,19 @@ def unpack_states(frame: bytes | memoryview, head_type: str, rows: int, width: i
     if not np.isfinite(states).all():
         raise FormatError("a frame of hidden states holds a value that is not finite")
     return states.reshape(rows, width)
+
+
+def check_size(frame: bytes | memoryview, head_type: str, rows: int, width: int) -> None:
+    """See that a frame has as many bytes as so many states take.
+
+    Raises:
+        FormatError: if it has not.
+    """
+    expected = rows * bytes_per_state(head_type, width)
+    if len(frame) != expected:
+        raise FormatError(
+            f"a frame of hidden states has {len(frame)} bytes, the stage needs {expected}"
+        )
 
 
 def from_bf16(words: npt.NDArray[np.uint16]) -> F4:

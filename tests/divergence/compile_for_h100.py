@@ -11,15 +11,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kldcloud.divergence.linear import fused_triton, tile_triton
+from kldcloud.divergence.linear import tile_triton
 
 H100 = GPUTarget("cuda", 90, 32)
-DOUBLES, FLOATS, INTEGERS, HALVES = "*fp64", "*fp32", "*i32", "*bf16"
+DOUBLES, FLOATS, INTEGERS = "*fp64", "*fp32", "*i32"
 
 SINGLE_POINTERS = {
-    "_tile_kernel": {"b", "c", "picked", "sums"},
+    "_tile_kernel": {"b", "c", "picked", "best", "sums"},
     "_llama_kernel": {"b", "c", "scale", "inverse", "smallest", "low", "log_mass", "high"},
-    "_fused_kernel": {"picked", "sums"},
 }
 
 
@@ -31,9 +30,7 @@ def kind(kernel: str, name: str) -> str:
         return DOUBLES
     if name in {"tokens", "tops", "top"}:
         return INTEGERS
-    if name.startswith(("states_", "head_b", "head_c", "bias_")):
-        return HALVES
-    return "fp32" if name.startswith(("scale_", "cap_")) else "i32"
+    return "i32"
 
 
 def compiled(kernel: Any, constants: dict[str, object], **options: object) -> dict[str, object]:
@@ -45,10 +42,7 @@ def compiled(kernel: Any, constants: dict[str, object], **options: object) -> di
     aligned = {
         (at,): [["tt.divisibility", 16]]
         for at, name in enumerate(names)
-        if signature[name].startswith("*")
-        or "stride" in name
-        or name == "columns"
-        or name.startswith("width_")
+        if signature[name].startswith("*") or "stride" in name or name == "columns"
     }
     given = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=given, attrs=aligned)
@@ -57,25 +51,17 @@ def compiled(kernel: Any, constants: dict[str, object], **options: object) -> di
     return {
         "cubin": len(done.asm["cubin"]),
         "shared": done.metadata.shared,
-        "wgmma": ptx.count("wgmma.mma_async"),
         "fused32": len(re.findall(r"fma\.rn(?:\.ftz)?\.f32", ptx)),
     }
 
 
 def main() -> None:
     tile = {"WIDTH": tile_triton.WIDTH, "WHOLE": False}
-    fused = {f"{flag}_{side}": True for flag in ("BIAS", "SCALE", "CAP") for side in "BC"}
-    fused |= {
-        "ROWS": fused_triton.MOST_ROWS,
-        "WIDTH": fused_triton.WIDTH,
-        "DEPTH": fused_triton.DEPTH,
-    }
     found = {
         "_tile_kernel": compiled(tile_triton._tile_kernel, tile, **tile_triton.OPTIONS),
         "_llama_kernel": compiled(
             tile_triton._llama_kernel, tile, **tile_triton.OPTIONS | tile_triton.UNFUSED
         ),
-        "_fused_kernel": compiled(fused_triton._fused_kernel, fused, **fused_triton.OPTIONS),
     }
     json.dump(found, sys.stdout)
 

@@ -315,7 +315,6 @@ def test_sides_that_do_not_fit_are_refused() -> None:
     assert "base head has 300 tokens, its bias (301,)" in str(caught.value)
     assert "torch.float64" in str(refused(replace(side, states=side.states.double()), side).value)
     assert "310 are wanted" in str(refused(side, side, vocabulary=310).value)
-    assert "half-precision" in str(refused(side, side, engine="fused").value)
     assert "two devices" in str(
         refused(replace(side, bias=torch.ones(300, device="meta")), side).value
     )

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from linear_sides import dense_logits, of_logits, quantised, random_side, random_tokens
+from linear_sides import of_logits, quantised, random_side, random_tokens
 from realistic_rows import base_logits, candidate_logits, next_tokens
 
 from kldcloud.divergence.kernel import TokenStatistics
 from kldcloud.divergence.linear import passes
-from kldcloud.divergence.linear.passes import Engine
 from kldcloud.divergence.linear.side import LinearSide
 from kldcloud.divergence.linear.statistics import linear_statistics
 from kldcloud.errors import EngineError
@@ -56,13 +55,12 @@ def measured(
     base: LinearSide,
     candidate: LinearSide,
     tokens: np.ndarray,
-    engine: Engine,
     *,
     llama_compat: bool = False,
 ) -> TokenStatistics:
     return linear_statistics(
         there(base), there(candidate), tokens,
-        llama_compat=llama_compat, engine=engine, tile_bytes=150_000,
+        llama_compat=llama_compat, engine="tiles", tile_bytes=150_000,
     )  # fmt: skip
 
 
@@ -83,7 +81,7 @@ def test_tiles_say_what_float64_and_torch_say(vocabulary: int, sigma: float) -> 
     candidate = candidate_logits(base, sigma)
     tokens = next_tokens(base)
     sides = of_logits(base), of_logits(candidate)
-    found = measured(*sides, tokens, "tiles", llama_compat=True)
+    found = measured(*sides, tokens, llama_compat=True)
     truth = float64_token_statistics(base, candidate, tokens)
     for name in ("kld", "reverse_kld"):
         np.testing.assert_allclose(getattr(found, name), truth[name], 1e-5, 1e-13)
@@ -92,31 +90,7 @@ def test_tiles_say_what_float64_and_torch_say(vocabulary: int, sigma: float) -> 
     assert_alike(found, linear_statistics(*sides, tokens, llama_compat=True))
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize(
-    ("rows", "vocabulary", "width"), [(1, 127, 63), (3, 700, 64), (17, 301, 130), (130, 257, 16)]
-)
-def test_fused_says_what_dense_float64_says(
-    rows: int, vocabulary: int, width: int, dtype: torch.dtype
-) -> None:
-    base = random_side(rows, vocabulary, width, dtype=dtype)
-    candidate = quantised(base, 0.1)
-    tokens = random_tokens(rows, vocabulary)
-    found = measured(base, candidate, tokens, "fused")
-    truth = float64_token_statistics(dense_logits(base), dense_logits(candidate), tokens)
-    for name in ("kld", "reverse_kld"):
-        np.testing.assert_allclose(getattr(found, name), truth[name], 3e-5, 2e-7)
-    for name in ("nll", "nll_base", "entropy_base"):
-        np.testing.assert_allclose(getattr(found, name), truth[name], 2e-7, 2e-5)
-    np.testing.assert_array_equal(found.top, truth["top"])
-    np.testing.assert_array_equal(found.top_base, truth["top_base"])
-
-
-@pytest.mark.parametrize("engine", ["tiles", "fused"])
-def test_widths_biases_caps_and_scales_may_differ(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(passes, "FUSED_COLUMNS", 384)  # several launches, merged in between
+def test_widths_biases_caps_and_scales_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "ROOM", 4)
     random = torch.Generator().manual_seed(4)
     base = random_side(5, 1000, 63, dtype=torch.float16)
@@ -125,47 +99,35 @@ def test_widths_biases_caps_and_scales_may_differ(
     candidate = replace(candidate, softcap=4.0, scale=0.7)
     tokens = random_tokens(5, 1000)
     wanted = linear_statistics(base, candidate, tokens, llama_compat=False)
-    assert_alike(measured(base, candidate, tokens, engine), wanted)
+    assert_alike(measured(base, candidate, tokens), wanted)
 
 
-@pytest.mark.parametrize("engine", ["tiles", "fused"])
-def test_never_below_zero_exactly_zero_on_itself_and_first_of_equals(engine: Engine) -> None:
+def test_never_below_zero_exactly_zero_on_itself_and_first_of_equals() -> None:
     base = random_side(4, 2100, 32, dtype=torch.float16)
     base.weight[[2090, 150]] = base.weight[77].clone()  # equal logits, to the bit
     base = replace(base, bias=torch.zeros(2100).index_fill(0, torch.tensor([77, 150, 2090]), 40.0))
     tokens = random_tokens(4, 2100)
-    itself = measured(base, replace(base, states=base.states.clone()), tokens, engine)
+    itself = measured(base, replace(base, states=base.states.clone()), tokens)
     assert not itself.kld.any()
     assert not itself.reverse_kld.any()
     assert itself.top.tolist() == itself.top_base.tolist() == [77] * 4
     for noise in (1e-3, 1e-2):
-        found = measured(base, quantised(base, noise), tokens, engine)
+        found = measured(base, quantised(base, noise), tokens)
         assert min(found.kld.min(), found.reverse_kld.min()) >= 0
 
 
-def test_fused_hands_over_to_tiles_for_llamas_statistics() -> None:
-    base = random_side(3, 500, 32, dtype=torch.float16)
-    candidate = quantised(base, 0.1)
-    tokens = random_tokens(3, 500)
-    fused = measured(base, candidate, tokens, "fused", llama_compat=True)
-    tiles = measured(base, candidate, tokens, "tiles", llama_compat=True)
-    for name in TokenStatistics.__slots__:
-        assert getattr(fused, name).tobytes() == getattr(tiles, name).tobytes()
-
-
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
-@pytest.mark.parametrize("engine", ["tiles", "fused"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_logit_that_is_not_finite_is_refused(engine: Engine, bad: float) -> None:
+def test_a_logit_that_is_not_finite_is_refused(bad: float) -> None:
     side = random_side(3, 300, 16, dtype=torch.float16)
     broken = replace(side, bias=torch.zeros(300).index_fill(0, torch.tensor([299]), bad))
     tokens = random_tokens(3, 300)
     with pytest.raises(EngineError, match=r"candidate logits .* position 0 .*3 of 3"):
-        measured(side, broken, tokens, engine)
+        measured(side, broken, tokens)
     broken = replace(side, states=side.states.clone())
     broken.states[1, 2] = bad
     with pytest.raises(EngineError, match=r"base logits .* position 1 .*1 of 3"):
-        measured(broken, side, tokens, engine)
+        measured(broken, side, tokens)
 
 
 def test_the_kernels_compile_for_an_h100_without_one(tmp_path: Path) -> None:
@@ -176,9 +138,8 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path: Path) -> None:
     )
     found = json.loads(done.stdout)
     assert {name for name, kernel in found.items() if kernel["cubin"]} == set(found)
-    assert set(found) == {"_tile_kernel", "_llama_kernel", "_fused_kernel"}
-    # Hopper's tensor cores, fed by asynchronous copies; 227 KB of shared memory is all there is.
-    assert found["_fused_kernel"]["wgmma"] >= 2
+    assert set(found) == {"_tile_kernel", "_llama_kernel"}
+    # All the shared memory that a processor has.
     assert max(kernel["shared"] for kernel in found.values()) <= 227 * 1024
     # The tool multiplies, rounds and adds: nothing but exp64's own polynomial may be fused.
     assert found["_llama_kernel"]["fused32"] == 0

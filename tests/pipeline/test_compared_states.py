@@ -72,9 +72,9 @@ def both_ways(
     assert side is not None
     return (
         compare_logits(encoding, frame, logits, following, threads=1, llama_compat=llama_compat),
-        BaseSide(encoding, side.weight.device).compare(
-            frame, side, following, llama_compat=llama_compat
-        ),
+        BaseSide(encoding, side.weight.device)
+        .begin(frame, side, following, llama_compat=llama_compat)
+        .result(),
     )
 
 
@@ -146,7 +146,24 @@ def test_a_frame_of_another_stage_is_refused(folders: tuple[Path, Path]) -> None
     assert side is not None
     base = BaseSide(encoding, side.weight.device)
     with pytest.raises(FormatError, match="a frame of hidden states has 4 bytes"):
-        base.compare(b"1234", side, tokens[:31], llama_compat=False)
+        base.begin(b"1234", side, tokens[:31], llama_compat=False)
+
+
+@pytest.mark.usefixtures("as_if_on_gpu")
+def test_a_damaged_state_is_refused(folders: tuple[Path, Path]) -> None:
+    options = TransformersOptions("bfloat16")
+    encoding = HiddenEncoding(StageShape(31, V), read_base_head(folders[0], options))
+    engine = TransformersEngine(folders[1], CONTEXT, options)
+    tokens = np.full(CONTEXT, 5, np.int32)
+    side = engine.side(tokens)
+    assert side is not None
+    frame = bytearray(31 * encoding.head.width * 2)
+    frame[100:102] = b"\x80\x7f"  # infinity
+    soon = BaseSide(encoding, side.weight.device).begin(
+        bytes(frame), side, tokens[:31], llama_compat=False
+    )
+    with pytest.raises(FormatError, match="holds a value that is not finite"):
+        soon.result()
 
 
 class Counting:

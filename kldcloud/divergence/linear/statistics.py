@@ -20,6 +20,7 @@ NLL by a step and its divergence by some 2e-6 (1 + KLD).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -45,10 +46,10 @@ from kldcloud.divergence.linear.passes import (
 )
 from kldcloud.divergence.linear.side import LinearSide, exact_products
 from kldcloud.divergence.linear.stretches import BASE, CANDIDATE
+from kldcloud.divergence.linear.to_host import OnTheWay
 from kldcloud.errors import FormatError
 
 
-@torch.no_grad()
 def linear_statistics(
     base: LinearSide,
     candidate: LinearSide,
@@ -78,33 +79,82 @@ def linear_statistics(
             token is none.
         EngineError: if a logit is NaN or infinite.
     """
+    begun = begin_statistics(
+        base,
+        candidate,
+        tokens,
+        llama_compat=llama_compat,
+        vocabulary=vocabulary,
+        engine=engine,
+        tile_bytes=tile_bytes,
+    )
+    return begun.result(first_row)
+
+
+@torch.no_grad()
+def begin_statistics(
+    base: LinearSide,
+    candidate: LinearSide,
+    tokens: npt.NDArray[np.int32],
+    *,
+    llama_compat: bool,
+    vocabulary: int | None = None,
+    engine: Engine | None = None,
+    tile_bytes: int | None = None,
+) -> Begun:
+    """Give a GPU all the work of `linear_statistics`, and do not wait for it.
+
+    Raises:
+        FormatError: as there.
+    """
     base, candidate = base.checked("base", vocabulary), candidate.checked("candidate", vocabulary)
     refuse_misfits(base.rows, base.vocabulary, candidate.rows, candidate.vocabulary, tokens)
     device = base.weight.device
     if candidate.weight.device != device:
         raise FormatError(f"base is on {device}, candidate on {candidate.weight.device}")
     engine = engine or _usual_engine(device)
-    if llama_compat and engine == "fused":
-        # The second pass needs logits that round as the first's did.
-        engine = "tiles"
-    if engine == "fused" and not (base.of_one_half and candidate.of_one_half):
-        raise FormatError("the fused kernel takes states and heads of one half-precision dtype")
     following = torch.from_numpy(np.array(tokens, np.int32)).to(device)
-    parts, broken = [], []
+    parts = []
     with exact_products():
         for start in range(0, max(base.rows, 1), ROWS[device.type]):
             rows = slice(start, start + ROWS[device.type])
-            sides = base.select(rows), candidate.select(rows)
-            if engine != "fused":
-                sides = sides[0].ready(), sides[1].ready()
+            sides = base.select(rows).ready(), candidate.select(rows).ready()
             plan = Plan.of(*sides, engine, tile_bytes or TILE_BYTES[device.type])
-            part, not_finite = _portion(*sides, following[rows], plan, llama=llama_compat)
-            parts.append(part)
-            broken.append(not_finite)
-    not_finite = np.concatenate(broken, axis=1)
-    refuse_broken("candidate", not_finite[CANDIDATE], first_row)
-    refuse_broken("base", not_finite[BASE], first_row)
-    return join_statistics(parts)
+            parts.append(_portion(*sides, following[rows], plan, llama=llama_compat))
+    kld = parts[0][0][_KLD] if len(parts) == 1 else torch.cat([each[0][_KLD] for each in parts])
+    return Begun(kld, tuple(tuple(map(OnTheWay, each)) for each in parts))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """Statistics of n rows that a GPU may still be at.
+
+    Attributes:
+        kld: float64 [n], on the device.
+        parts: what is coming of each portion of rows.
+    """
+
+    kld: Tensor
+    parts: tuple[tuple[OnTheWay, ...], ...]
+
+    def result(self, first_row: int = 0) -> TokenStatistics:
+        """Wait for them.
+
+        Args:
+            first_row: of these rows in their chunk, for messages.
+
+        Raises:
+            EngineError: if a logit is NaN or infinite.
+        """
+        found = [_unpacked(*(each.array() for each in part)) for part in self.parts]
+        not_finite = np.concatenate([broken for _, broken in found], axis=1)
+        refuse_broken("candidate", not_finite[CANDIDATE], first_row)
+        refuse_broken("base", not_finite[BASE], first_row)
+        return join_statistics([statistics for statistics, _ in found])
+
+
+_KLD, _REVERSE, _ENTROPY, _NLL_BASE, _NLL, _LLAMA_KLD = range(6)
+"""Rows of the float64 numbers of a portion."""
 
 
 def _usual_engine(device: torch.device) -> Engine:
@@ -113,31 +163,51 @@ def _usual_engine(device: torch.device) -> Engine:
 
 def _portion(
     base: LinearSide, candidate: LinearSide, tokens: Tensor, plan: Plan, *, llama: bool
-) -> tuple[TokenStatistics, npt.NDArray[np.bool_]]:
-    """Statistics of some rows, and which of base's and candidate's have a logit not finite."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers of n rows, still on their device.
+
+    Returns:
+        float64 ``[6, n]``, in the order above; float32 ``[4, n]``, the tool's NLL of base and
+        candidate and both largest logits, NaN where one is not finite; int32 ``[3, n]``, top tokens
+        of base, candidate, and the base's codes.
+    """
     whole, picked = first_pass(base, candidate, tokens, plan)
-    exact = torch.stack([whole.kld, whole.reverse_kld, whole.entropy])[..., 0].cpu().numpy()
-    nll = (whole.log_mass[..., 0] - picked.double()).cpu().numpy()
-    top = whole.top[..., 0].cpu().numpy()
-    llama_kld, llama_top = np.full(len(tokens), np.nan), np.full(len(tokens), NO_TOKEN, np.int32)
-    llama_nll = np.full((2, len(tokens)), np.nan, np.float32)
+    nll = whole.log_mass[..., 0] - picked.double()
+    high, top = whole.high[..., 0], whole.top[..., 0]
     if llama:
         encoding = Encoding.of(whole)
         sums = second_pass(base, candidate, plan, encoding)
-        llama_kld, llama_top = sums.kld[:, 0].cpu().numpy(), sums.top[:, 0].cpu().numpy()
-        llama_nll[BASE] = -encoding.log_probability(picked[BASE]).cpu().numpy()
-        llama_nll[CANDIDATE] = (encoding.log_mass - picked[CANDIDATE]).cpu().numpy()
-    statistics = TokenStatistics(
-        kld=exact[0],
-        reverse_kld=exact[1],
-        nll=nll[CANDIDATE],
-        nll_base=nll[BASE],
-        entropy_base=exact[2],
-        top=top[CANDIDATE],
-        top_base=top[BASE],
-        llama_kld=llama_kld,
-        llama_nll=llama_nll[CANDIDATE],
-        llama_nll_base=llama_nll[BASE],
-        llama_top_base=llama_top,
+        llama_kld, llama_top = sums.kld[:, 0], sums.top[:, 0]
+        llama_nll = -encoding.log_probability(picked[BASE]), encoding.log_mass - picked[CANDIDATE]
+    else:
+        llama_kld, llama_top = (
+            torch.full_like(nll[BASE], torch.nan),
+            torch.full_like(top[BASE], NO_TOKEN),
+        )
+        llama_nll = torch.full_like(high[BASE], torch.nan), torch.full_like(high[BASE], torch.nan)
+    exact = [each[..., 0] for each in (whole.kld, whole.reverse_kld, whole.entropy)]
+    return (
+        torch.stack([*exact, nll[BASE], nll[CANDIDATE], llama_kld]),
+        torch.stack([*llama_nll, high[BASE], high[CANDIDATE]]),
+        torch.stack([top[BASE], top[CANDIDATE], llama_top]),
     )
-    return statistics, ~whole.high[..., 0].isfinite().cpu().numpy()
+
+
+def _unpacked(
+    doubles: npt.NDArray[np.float64], singles: npt.NDArray[np.float32], tops: npt.NDArray[np.int32]
+) -> tuple[TokenStatistics, npt.NDArray[np.bool_]]:
+    """Statistics of some rows, and which of base's and candidate's have a logit not finite."""
+    statistics = TokenStatistics(
+        kld=doubles[_KLD],
+        reverse_kld=doubles[_REVERSE],
+        nll=doubles[_NLL],
+        nll_base=doubles[_NLL_BASE],
+        entropy_base=doubles[_ENTROPY],
+        top=tops[CANDIDATE],
+        top_base=tops[BASE],
+        llama_kld=doubles[_LLAMA_KLD],
+        llama_nll=singles[CANDIDATE],
+        llama_nll_base=singles[BASE],
+        llama_top_base=tops[2],
+    )
+    return statistics, ~np.isfinite(singles[2:])

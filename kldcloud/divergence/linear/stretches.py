@@ -53,6 +53,21 @@ but two bits."""
 REFINED_BELOW = 0.01
 """Divergence in nats below which the sums say more about ln(Q/P) than P and Q do."""
 
+PHI = (
+    0.5,
+    0.1666666716337204,
+    0.04166673496365547,
+    0.008333339355885983,
+    0.001388539676554501,
+    0.00019838102161884308,
+    2.535851308493875e-05,
+    2.806280235745362e-06,
+)
+"""phi(u) / u^2 as a polynomial for |u| <= 1, lowest power first: interpolated at Chebyshev's nodes.
+
+In float32 phi(u) is within 2e-8 of its value, and u^2 - (1 - u) phi(u), which is e^u phi(-u),
+within 5e-8, where the series cut at the same degree would leave 2e-6."""
+
 EVEN = tuple(1 / math.factorial(k) for k in (2, 4, 6, 8, 10))
 ODD = tuple(1 / math.factorial(k) for k in (3, 5, 7, 9))
 """phi(u) = u^2 (EVEN(u^2) + u ODD(u^2)), and phi(-u) has a minus between."""

@@ -15,20 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from kldcloud.divergence.base_rows import CLAMP_NATS
-from kldcloud.divergence.linear.blocks_triton import (
-    LARGEST,
-    NOWHERE,
-    block_sums,
-    first_of,
-    store_sums,
-)
+from kldcloud.divergence.linear.blocks_triton import LARGEST, LOG2E, NOWHERE, phi
 from kldcloud.divergence.linear.encoding import Encoding, LlamaSums
 from kldcloud.divergence.linear.stretches import Stretches
 
-WIDTH = 2048
-"""Columns of a stretch: 16 entries of each side in each of 128 threads' registers."""
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-"""128 registers a thread on an H100 (ptxas for sm_90a), so four programs share a processor."""
+WIDTH = 1024
+"""Columns of a stretch: 16 entries of each side in each of 64 threads' registers."""
+OPTIONS = {"num_warps": 2, "enable_fp_fusion": True}
 UNFUSED = {"enable_fp_fusion": False}
 """Multiply and add are two roundings in llama.cpp."""
 
@@ -46,25 +39,62 @@ def _loaded(x, at, columns, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, rows, start, columns,
+def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, best, rows, start, columns, first,
                  sums, tops, stride, plane, WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    stretch = tl.program_id(1)
     b += row * b_stride
     c += row * c_stride
-    at = stretch * WIDTH + tl.arange(0, WIDTH)[None, :]
-    x_b, x_c = _loaded(b, at, columns, WHOLE), _loaded(c, at, columns, WHOLE)
     token = tl.load(tokens + row) - start
-    here = (token // WIDTH == stretch) & (token >= 0) & (token < columns)
+    here = (token >= 0) & (token < columns)
     tl.store(picked + row, tl.load(b + token, mask=here), mask=here)
     tl.store(picked + rows + row, tl.load(c + token, mask=here), mask=here)
-    high_b, high_c = tl.max(x_b, axis=1), tl.max(x_c, axis=1)
-    low = tl.min(x_b if WHOLE else tl.where(at < columns, x_b, LARGEST), axis=1)
-    mass, log_ratio, forward, reverse, drift, weighted = block_sums(x_b, x_c, high_b, high_c)
-    out = row * stride + stretch + tl.zeros([1], tl.int64)
-    top_b, top_c = first_of(x_b, high_b, at) + start, first_of(x_c, high_c, at) + start
-    store_sums(sums, tops, plane, out, out >= 0, high_b, high_c, low, top_b, top_c,
-               mass, log_ratio, forward, reverse, drift, weighted)  # fmt: skip
+    best_b, best_c = tl.load(best + row), tl.load(best + rows + row)
+    out = row * stride + first
+    for at in range(0, columns, WIDTH):
+        lanes = at + tl.arange(0, WIDTH)
+        x_b, x_c = _loaded(b, lanes, columns, WHOLE), _loaded(c, lanes, columns, WHOLE)
+        high_b, high_c = tl.max(x_b, axis=0), tl.max(x_c, axis=0)
+        low = tl.min(x_b if WHOLE else tl.where(lanes < columns, x_b, LARGEST), axis=0)
+        # Only a new largest logit is looked for: a few times a row, and never among equals.
+        if high_b > best_b:
+            best_b = high_b
+            tl.store(tops + out, start + tl.min(tl.where(x_b == high_b, lanes, NOWHERE), axis=0))
+        if high_c > best_c:
+            best_c = high_c
+            found = start + tl.min(tl.where(x_c == high_c, lanes, NOWHERE), axis=0)
+            tl.store(tops + plane + out, found)
+        x_b, x_c = x_b - high_b, x_c - high_c
+        p, q = tl.exp2(x_b * LOG2E), tl.exp2(x_c * LOG2E)
+        mass, mass_q = tl.sum(p, axis=0), tl.sum(q, axis=0)
+        weighted = tl.sum(p * x_b, axis=0)
+        # Correctly rounded, so that equal masses give 1; the fast logarithm of 1 need not be 0.
+        ratio = tl.math.div_rn(mass_q, mass)
+        log_ratio = tl.where(ratio == 1.0, 0.0, tl.log(ratio))
+        u = x_c - x_b - log_ratio
+        q = q * (1.0 / ratio)
+        square = u * u
+        grown = phi(u, square)
+        more = q - p
+        near = square <= 1.0
+        # q phi(-u) = p (u^2 - (1 - u) phi(u)), as q = p e^u.
+        forward = tl.sum(tl.where(near, p * grown, more - p * u), axis=0)
+        reverse = tl.sum(tl.where(near, p * (square + grown * (u - 1.0)), q * u - more), axis=0)
+        # A base logit that is not finite shows in P, or as the smallest; a candidate's makes the
+        # sum of p phi(u) infinite or NaN, as a base's may too. No entry is looked at for that.
+        broken_b = ~(mass <= LARGEST) | (low < -LARGEST)
+        broken_c = ~(forward <= LARGEST) & ~broken_b
+        tl.store(sums + out, tl.where(broken_b, float("nan"), high_b))
+        tl.store(sums + plane + out, tl.where(broken_c, float("nan"), high_c))
+        tl.store(sums + 2 * plane + out, low)
+        tl.store(sums + 3 * plane + out, mass)
+        tl.store(sums + 4 * plane + out, log_ratio)
+        tl.store(sums + 5 * plane + out, forward)
+        tl.store(sums + 6 * plane + out, reverse)
+        tl.store(sums + 7 * plane + out, tl.sum(p * u, axis=0))
+        tl.store(sums + 8 * plane + out, weighted)
+        out += 1
+    tl.store(best + row, best_b)
+    tl.store(best + rows + row, best_c)
 
 
 @triton.jit
@@ -95,9 +125,16 @@ def _llama_kernel(b, c, b_stride, c_stride, scale, inverse, smallest, low, log_m
 
 
 def summarise(
-    b: Tensor, c: Tensor, start: int, tokens: Tensor, picked: Tensor, out: Stretches
+    b: Tensor,
+    c: Tensor,
+    start: int,
+    tokens: Tensor,
+    picked: Tensor,
+    best: Tensor,
+    out: Stretches,
+    first: int,
 ) -> None:
-    """A tile as stretches of `WIDTH` columns.
+    """A tile as stretches of `WIDTH` columns; tiles of a row come in the vocabulary's order.
 
     Args:
         b: float32 ``[n, columns]``, base logits.
@@ -105,11 +142,14 @@ def summarise(
         start: token of the first column.
         tokens: int32 ``[n]``, the next tokens.
         picked: float32 ``[2, n]``, receives the next tokens' logits where they are among these.
-        out: of as many stretches as that makes, filled.
+        best: float32 ``[2, n]``, the largest logits of the tiles before, brought up to date.
+        out: receives the sums, and the tokens of those maxima that are larger than all before
+            them; what it has as tokens of other maxima means nothing.
+        first: place of the first stretch in it.
     """
     rows, columns = b.shape
-    _tile_kernel[(rows, triton.cdiv(columns, WIDTH))](
-        b, c, b.stride(0), c.stride(0), tokens, picked, rows, start, columns,
+    _tile_kernel[(rows,)](
+        b, c, b.stride(0), c.stride(0), tokens, picked, best, rows, start, columns, first,
         out.sums, out.tops, out.sums.stride(1), out.sums.stride(0), WIDTH=WIDTH,
         WHOLE=columns % WIDTH == 0, **OPTIONS,
     )  # fmt: skip

@@ -1,22 +1,37 @@
-"""The most probable tokens of some rows, from hidden states and a head, tile by tile."""
+"""The most probable tokens of some rows, from hidden states and a head."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kldcloud.divergence.kernel import NO_TOKEN
 from kldcloud.divergence.linear.side import LinearSide, exact_products
+from kldcloud.divergence.linear.to_host import OnTheWay
 from kldcloud.divergence.top_tokens import TOP, TopTokens
 
 COLUMNS: Final = 32768
 """Of a tile. Rows are few here (32 of a chunk), so reading the head is what takes time."""
 
+_INDEX_BITS: Final = 32
+_SIGN: Final = 0x7FFFFFFF
 
-@torch.no_grad()
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopsBegun:
+    """Top tokens that a GPU may still be at: int32 and float32 [n, TOP]."""
+
+    tokens: OnTheWay
+    probabilities: OnTheWay
+
+    def result(self) -> TopTokens:
+        """Wait for them."""
+        return TopTokens(self.tokens.array(), self.probabilities.array())
+
+
 def linear_top_tokens(
     side: LinearSide, rows: Tensor, *, vocabulary: int | None = None
 ) -> TopTokens:
@@ -30,31 +45,48 @@ def linear_top_tokens(
     Raises:
         FormatError: if the side's tensors do not fit each other, or a vocabulary of V.
     """
+    return begin_top_tokens(side, rows, vocabulary=vocabulary).result()
+
+
+@torch.no_grad()
+def begin_top_tokens(side: LinearSide, rows: Tensor, *, vocabulary: int | None = None) -> TopsBegun:
+    """Give a GPU all the work of `linear_top_tokens`, and do not wait for it."""
     side = side.checked("model's", vocabulary).select(rows).ready()
-    device = side.weight.device
-    best = torch.full((side.rows, TOP), -torch.inf, device=device)
-    tokens = torch.full((side.rows, TOP), NO_TOKEN, dtype=torch.int64, device=device)
-    log_masses = []
+    best: list[Tensor] = []
+    masses: list[Tensor] = []
     with exact_products():
         for start in range(0, side.vocabulary, COLUMNS):
             logits = side.logits(start, min(start + COLUMNS, side.vocabulary))
-            log_masses.append(logits.logsumexp(-1).double())
-            here = torch.arange(start, start + logits.shape[1], device=device)
-            best, tokens = _largest(
-                torch.cat([best, logits], -1),
-                torch.cat([tokens, here.expand(side.rows, -1)], -1),
-            )
-    log_mass = torch.stack(log_masses, -1).logsumexp(-1, keepdim=True)
-    probabilities = (best.double() - log_mass).exp().float()
-    return TopTokens(tokens.cpu().numpy().astype(np.int32), probabilities.cpu().numpy())
+            masses.append(logits.logsumexp(-1).double())
+            keys = _keys(logits, start)
+            best.append(keys.topk(min(TOP, keys.shape[1]), -1).values)
+    log_mass = torch.stack(masses, -1).logsumexp(-1, keepdim=True)
+    keys = torch.cat(best, -1)
+    keys = keys.topk(min(TOP, keys.shape[1]), -1).values
+    tokens, logits = _unpacked(keys)
+    probabilities = (logits.double() - log_mass).exp().float()
+    missing = (0, TOP - keys.shape[1])
+    pad = torch.nn.functional.pad
+    return TopsBegun(
+        OnTheWay(pad(tokens, missing, value=NO_TOKEN)), OnTheWay(pad(probabilities, missing))
+    )
 
 
-def _largest(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The `TOP` largest of each row, the first of equals first (which `topk` does not promise)."""
-    best, found = [], []
-    for _ in range(TOP):
-        value, at = logits.max(-1, keepdim=True)
-        best.append(value)
-        found.append(tokens.gather(-1, at).where(value > -torch.inf, NO_TOKEN))
-        logits.scatter_(-1, at, -torch.inf)
-    return torch.cat(best, -1), torch.cat(found, -1)
+def _keys(logits: Tensor, start: int) -> Tensor:
+    """int64 of logits and tokens, which order as the logits do, the first token of equals first.
+
+    `topk` promises no order among equals; of these numbers no two are equal. The bits of a positive
+    float32 order as integers do, those of a negative one the other way round.
+    """
+    bits = (logits + 0.0).view(torch.int32)  # no negative zero, which would equal the positive one
+    ordered = torch.where(bits < 0, bits ^ _SIGN, bits).long()
+    tokens = torch.arange(start, start + logits.shape[1], device=logits.device)
+    return (ordered << _INDEX_BITS) - tokens
+
+
+def _unpacked(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens, int32, and logits that keys were made of."""
+    ordered = (keys + ((1 << _INDEX_BITS) - 1)) >> _INDEX_BITS
+    tokens = (ordered << _INDEX_BITS) - keys
+    bits = ordered.int()
+    return tokens.int(), torch.where(bits < 0, bits ^ _SIGN, bits).view(torch.float32)
