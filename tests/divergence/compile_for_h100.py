@@ -11,12 +11,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kldcloud.divergence.linear import tile_triton
+from kldcloud.divergence.linear import merge_triton, tile_triton
 
 H100 = GPUTarget("cuda", 90, 32)
 DOUBLES, FLOATS, INTEGERS = "*fp64", "*fp32", "*i32"
 
 SINGLE_POINTERS = {
+    "_merge_kernel": {"sums", "singles"},
     "_tile_kernel": {"b", "c", "picked", "best", "sums"},
     "_llama_kernel": {"b", "c", "scale", "inverse", "smallest", "low", "log_mass", "high"},
 }
@@ -26,9 +27,9 @@ def kind(kernel: str, name: str) -> str:
     """A parameter's type, by what it is called."""
     if name in SINGLE_POINTERS[kernel]:
         return FLOATS
-    if name == "kld":
+    if name in {"kld", "doubles"}:
         return DOUBLES
-    if name in {"tokens", "tops", "top"}:
+    if name in {"tokens", "tops", "top", "integers"}:
         return INTEGERS
     return "i32"
 
@@ -57,7 +58,9 @@ def compiled(kernel: Any, constants: dict[str, object], **options: object) -> di
 
 def main() -> None:
     tile = {"WIDTH": tile_triton.WIDTH, "WHOLE": False}
+    merge = {"WIDTH": 256}
     found = {
+        "_merge_kernel": compiled(merge_triton._merge_kernel, merge, **merge_triton.OPTIONS),
         "_tile_kernel": compiled(tile_triton._tile_kernel, tile, **tile_triton.OPTIONS),
         "_llama_kernel": compiled(
             tile_triton._llama_kernel, tile, **tile_triton.OPTIONS | tile_triton.UNFUSED

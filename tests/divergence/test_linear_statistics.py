@@ -262,7 +262,6 @@ def test_rows_and_tiles_may_be_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> 
     tokens = random_tokens(70, 4100)
     whole = linear_statistics(base, candidate, tokens, llama_compat=True, tile_bytes=1 << 30)
     monkeypatch.setitem(passes.ROWS, "cpu", 32)
-    monkeypatch.setattr(passes, "ROOM", 3)  # and stretches merge before all are there
     cut = linear_statistics(base, candidate, tokens, llama_compat=True, tile_bytes=SMALL_TILES)
     for name in TokenStatistics.__slots__:
         np.testing.assert_allclose(getattr(cut, name), getattr(whole, name), 5e-6, 5e-6)

@@ -17,7 +17,6 @@ from linear_sides import of_logits, quantised, random_side, random_tokens
 from realistic_rows import base_logits, candidate_logits, next_tokens
 
 from kldcloud.divergence.kernel import TokenStatistics
-from kldcloud.divergence.linear import passes
 from kldcloud.divergence.linear.side import LinearSide
 from kldcloud.divergence.linear.statistics import linear_statistics
 from kldcloud.errors import EngineError
@@ -90,8 +89,7 @@ def test_tiles_say_what_float64_and_torch_say(vocabulary: int, sigma: float) -> 
     assert_alike(found, linear_statistics(*sides, tokens, llama_compat=True))
 
 
-def test_widths_biases_caps_and_scales_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "ROOM", 4)
+def test_widths_biases_caps_and_scales_may_differ() -> None:
     random = torch.Generator().manual_seed(4)
     base = random_side(5, 1000, 63, dtype=torch.float16)
     base = replace(base, bias=torch.randn(1000, generator=random))
@@ -138,7 +136,7 @@ def test_the_kernels_compile_for_an_h100_without_one(tmp_path: Path) -> None:
     )
     found = json.loads(done.stdout)
     assert {name for name, kernel in found.items() if kernel["cubin"]} == set(found)
-    assert set(found) == {"_tile_kernel", "_llama_kernel"}
+    assert set(found) == {"_tile_kernel", "_merge_kernel", "_llama_kernel"}
     # All the shared memory that a processor has.
     assert max(kernel["shared"] for kernel in found.values()) <= 227 * 1024
     # The tool multiplies, rounds and adds: nothing but exp64's own polynomial may be fused.

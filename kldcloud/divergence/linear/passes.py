@@ -36,9 +36,6 @@ rows twice: 512 blocks of 128 x 256, four waves on its 132 processors. Tiles tha
 cache would be one wave each, and lose more by ending together than memory costs.
 """
 
-ROOM: Final = 256
-"""Stretches that wait to be merged: at 4096 rows, 46 MB."""
-
 LEAST_COLUMNS: Final = 64
 
 
@@ -97,28 +94,24 @@ def first_pass(
     """
     rows, device = base.rows, base.weight.device
     picked = torch.empty(2, rows, dtype=torch.float32, device=device)
-    best = torch.full_like(picked, -torch.inf)
-    capacity = max(
-        plan.stretches(min(plan.columns, plan.vocabulary)),
-        min(ROOM, plan.stretches(plan.vocabulary)),
-    )
-    room = Stretches.empty(rows, capacity, device)
-    merged, used = [], 0
-    for start, stop in plan.tiles():
-        count = plan.stretches(stop - start)
-        if used + count > capacity:
-            merged.append(Pieces.of(room.part(0, used)).merge())
-            used = 0
-        b, c = base.logits(start, stop), candidate.logits(start, stop)
-        if plan.engine == "tiles":
-            from kldcloud.divergence.linear import tile_triton
+    if plan.engine == "tiles":
+        from kldcloud.divergence.linear import merge_triton, tile_triton
 
-            tile_triton.summarise(b, c, start, tokens, picked, best, room, used)
-        else:
-            tile_torch.summarise(b, c, start, tokens, picked, room.part(used, used + count))
-        used += count
-    merged.append(Pieces.of(room.part(0, used)).merge())
-    return join_pieces(merged).merge(), picked
+        room = Stretches.empty(rows, plan.stretches(plan.vocabulary), device)
+        best = torch.full_like(picked, -torch.inf)
+        for start, stop in plan.tiles():
+            b, c = base.logits(start, stop), candidate.logits(start, stop)
+            at = start // plan.stretch
+            tile_triton.summarise(b, c, start, tokens, picked, best, room, at)
+            del b, c  # else the next tile's logits need room beside these
+        return merge_triton.merge(room), picked
+    pieces = []
+    for start, stop in plan.tiles():
+        out = Stretches.empty(rows, 1, device)
+        b, c = base.logits(start, stop), candidate.logits(start, stop)
+        tile_torch.summarise(b, c, start, tokens, picked, out)
+        pieces.append(Pieces.of(out))
+    return join_pieces(pieces).merge(), picked
 
 
 def second_pass(
