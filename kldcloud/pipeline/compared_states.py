@@ -11,6 +11,7 @@ import torch
 from kldcloud.corpus.chunks import Tokens
 from kldcloud.divergence.linear.side import LinearSide
 from kldcloud.divergence.linear.statistics import Begun, begin_statistics
+from kldcloud.divergence.linear.stretches import BASE, CANDIDATE
 from kldcloud.divergence.linear.to_host import OnTheWay
 from kldcloud.divergence.linear.top import TopsBegun, begin_top_tokens
 from kldcloud.divergence.worst import KEPT_A_CHUNK, WorstRows
@@ -72,8 +73,8 @@ class BaseSide:
                 begun,
                 OnTheWay(states.isfinite().all()),
                 OnTheWay(rows),
-                begin_top_tokens(base, rows),
-                begin_top_tokens(candidate, rows),
+                begin_top_tokens(base, rows, begun.log_mass[BASE]),
+                begin_top_tokens(candidate, rows, begun.log_mass[CANDIDATE]),
             )
         except torch.OutOfMemoryError as error:
             raise EngineError(

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kldcloud.divergence.linear.passes import TILE_BYTES
 from kldcloud.divergence.linear.statistics import linear_statistics
-from kldcloud.divergence.linear.top import linear_top_tokens
+from kldcloud.divergence.linear.top import begin_top_tokens
 
 
 class Allocations(TorchDispatchMode):
@@ -65,9 +65,12 @@ def test_memory_is_that_of_a_few_tiles(dtype: torch.dtype, llama_compat: bool) -
     assert seen.peak < 1.1 * TILE_BYTES["cpu"] < logits / 3
 
 
-def test_top_tokens_of_some_rows_never_see_their_logits_whole() -> None:
-    rows, vocabulary = 64, 262_144
-    side = random_side(rows, vocabulary, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_top_tokens_take_two_times_the_logits_of_their_own_rows(dtype: torch.dtype) -> None:
+    rows, vocabulary = 256, 262_144
+    side = random_side(rows, vocabulary, 64, dtype=dtype)
     with Allocations(side.weight) as seen:
-        linear_top_tokens(side, torch.arange(0, rows, 2), vocabulary=vocabulary)
-    assert 1 << 20 < seen.largest < 4 * 32 * vocabulary / 3
+        begin_top_tokens(side, torch.arange(0, rows, 8), torch.zeros(rows).double())
+    logits = 4 * 32 * vocabulary
+    assert logits <= seen.largest < 1.1 * logits
+    assert seen.peak < 2.5 * logits

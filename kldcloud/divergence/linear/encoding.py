@@ -75,6 +75,12 @@ class LlamaSums:
     high: Tensor
     top: Tensor
 
+    @classmethod
+    def empty(cls, rows: int, stretches: int, device: torch.device) -> LlamaSums:
+        """Room for so many."""
+        kinds = torch.float64, torch.float32, torch.int32
+        return cls(*(torch.empty(rows, stretches, dtype=kind, device=device) for kind in kinds))
+
 
 def add_up(parts: Sequence[LlamaSums]) -> LlamaSums:
     """All stretches as one, t = 1."""

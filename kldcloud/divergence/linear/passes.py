@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Literal, TypeAlias
 
 import torch
@@ -35,6 +36,9 @@ On CPUs a tile should stay in the last-level cache. On an H100, 128 MiB are 4096
 rows twice: 512 blocks of 128 x 256, four waves on its 132 processors. Tiles that fit its 50 MB
 cache would be one wave each, and lose more by ending together than memory costs.
 """
+
+_BUFFERS: Final = 2
+"""One that is read while the other is filled."""
 
 LEAST_COLUMNS: Final = 64
 
@@ -99,11 +103,11 @@ def first_pass(
 
         room = Stretches.empty(rows, plan.stretches(plan.vocabulary), device)
         best = torch.full_like(picked, -torch.inf)
-        for start, stop in plan.tiles():
-            b, c = base.logits(start, stop), candidate.logits(start, stop)
-            at = start // plan.stretch
-            tile_triton.summarise(b, c, start, tokens, picked, best, room, at)
-            del b, c  # else the next tile's logits need room beside these
+
+        def summarise(b: Tensor, c: Tensor, start: int) -> None:
+            tile_triton.summarise(b, c, start, tokens, picked, best, room, start // plan.stretch)
+
+        _on_each_tile(base, candidate, plan, summarise)
         return merge_triton.merge(room), picked
     pieces = []
     for start, stop in plan.tiles():
@@ -118,13 +122,56 @@ def second_pass(
     base: LinearSide, candidate: LinearSide, plan: Plan, encoding: Encoding
 ) -> LlamaSums:
     """llama.cpp's sums over the whole vocabulary, t = 1; all products are made again."""
+    if plan.engine == "tiles":
+        from kldcloud.divergence.linear import tile_triton
+
+        room = LlamaSums.empty(base.rows, plan.stretches(plan.vocabulary), base.weight.device)
+
+        def sum_up(b: Tensor, c: Tensor, start: int) -> None:
+            tile_triton.llama_sums(b, c, start, encoding, room, start // plan.stretch)
+
+        _on_each_tile(base, candidate, plan, sum_up)
+        return add_up([room])
     parts = []
     for start, stop in plan.tiles():
         b, c = base.logits(start, stop), candidate.logits(start, stop)
-        if plan.engine == "tiles":
-            from kldcloud.divergence.linear import tile_triton
-
-            parts.append(tile_triton.llama_sums(b, c, start, encoding))
-        else:
-            parts.append(tile_torch.llama_sums(b, c, start, encoding))
+        parts.append(tile_torch.llama_sums(b, c, start, encoding))
     return add_up(parts)
+
+
+def _on_each_tile(
+    base: LinearSide, candidate: LinearSide, plan: Plan, work: Callable[[Tensor, Tensor, int], None]
+) -> None:
+    """Call `work` with both sides' logits of each tile, and its first token, in order.
+
+    On a GPU what it gives it to do goes on beside the next tile's products: those leave the memory
+    idle, and processors where their last blocks end.
+    """
+    device = base.weight.device
+    if device.type != "cuda":
+        for start, stop in plan.tiles():
+            work(base.logits(start, stop), candidate.logits(start, stop), start)
+        return
+    first, beside = torch.cuda.current_stream(device), _beside(device)
+    shape = 2, base.rows, min(plan.columns, plan.vocabulary)
+    buffers = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(_BUFFERS)]
+    read: list[torch.cuda.Event] = []
+    beside.wait_stream(first)
+    for at, (start, stop) in enumerate(plan.tiles()):
+        if at >= _BUFFERS:
+            first.wait_event(read[at - _BUFFERS])
+        b, c = buffers[at % _BUFFERS][..., : stop - start]
+        base.logits(start, stop, b)
+        candidate.logits(start, stop, c)
+        beside.wait_event(first.record_event())
+        with torch.cuda.stream(beside):
+            work(b, c, start)
+        read.append(beside.record_event())
+    # Nobody gets the buffers, or reads what came of them, before all is done.
+    first.wait_stream(beside)
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """A second queue of a GPU's work, the same for the whole process."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -106,18 +106,23 @@ class LinearSide:
         """The same, its states in the dtype of the product."""
         return self if self.on_tensor_cores else replace(self, states=self.states.float())
 
-    def logits(self, start: int, stop: int) -> Tensor:
-        """Logits of the tokens ``start..stop``, float32 ``[n, stop - start]``, a new tensor.
+    def logits(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Logits of the tokens ``start..stop``, float32 ``[n, stop - start]``.
 
         Half-precision products accumulate in float32 and are not rounded; where a processor has no
         such product (every CPU), the tile of the head is widened. Call it within
         `exact_products`, and on a `ready` side if it is called often.
+
+        Args:
+            start: first token.
+            stop: the token after the last.
+            out: of that shape, to be filled; by default a new tensor.
         """
         weight = self.weight[start:stop]
         if self.on_tensor_cores:
-            logits = torch.mm(self.states, weight.T, out_dtype=torch.float32)
+            logits = torch.mm(self.states, weight.T, out_dtype=torch.float32, out=out)
         else:
-            logits = self.states.float() @ weight.float().T
+            logits = torch.mm(self.states.float(), weight.float().T, out=out)
         if self.bias is not None:
             logits += self.bias[start:stop]
         if self.scale is not None:

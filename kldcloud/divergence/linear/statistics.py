@@ -121,8 +121,9 @@ def begin_statistics(
             sides = base.select(rows).ready(), candidate.select(rows).ready()
             plan = Plan.of(*sides, engine, tile_bytes or TILE_BYTES[device.type])
             parts.append(_portion(*sides, following[rows], plan, llama=llama_compat))
-    kld = parts[0][0][_KLD] if len(parts) == 1 else torch.cat([each[0][_KLD] for each in parts])
-    return Begun(kld, tuple(tuple(map(OnTheWay, each)) for each in parts))
+    kld = torch.cat([numbers[_KLD] for (numbers, *_), _ in parts])
+    log_mass = torch.cat([each for _, each in parts], -1)
+    return Begun(kld, log_mass, tuple(tuple(map(OnTheWay, numbers)) for numbers, _ in parts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,10 +132,12 @@ class Begun:
 
     Attributes:
         kld: float64 [n], on the device.
+        log_mass: float64 [2, n], log-sum-exp of the base's and the candidate's logits, likewise.
         parts: what is coming of each portion of rows.
     """
 
     kld: Tensor
+    log_mass: Tensor
     parts: tuple[tuple[OnTheWay, ...], ...]
 
     def result(self, first_row: int = 0) -> TokenStatistics:
@@ -163,16 +166,18 @@ def _usual_engine(device: torch.device) -> Engine:
 
 def _portion(
     base: LinearSide, candidate: LinearSide, tokens: Tensor, plan: Plan, *, llama: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """Numbers of n rows, still on their device.
 
     Returns:
-        float64 ``[6, n]``, in the order above; float32 ``[4, n]``, the tool's NLL of base and
-        candidate and both largest logits, NaN where one is not finite; int32 ``[3, n]``, top tokens
-        of base, candidate, and the base's codes.
+        Three tensors, and log-sum-exps, float64 ``[2, n]``. The three are float64 ``[6, n]``, in
+        the order above; float32 ``[4, n]``, the tool's NLL of base and candidate and both largest
+        logits, NaN where one is not finite; int32 ``[3, n]``, top tokens of base, candidate, and
+        the base's codes.
     """
     whole, picked = first_pass(base, candidate, tokens, plan)
-    nll = whole.log_mass[..., 0] - picked.double()
+    log_mass = whole.log_mass[..., 0]
+    nll = log_mass - picked.double()
     high, top = whole.high[..., 0], whole.top[..., 0]
     if llama:
         encoding = Encoding.of(whole)
@@ -186,11 +191,12 @@ def _portion(
         )
         llama_nll = torch.full_like(high[BASE], torch.nan), torch.full_like(high[BASE], torch.nan)
     exact = [each[..., 0] for each in (whole.kld, whole.reverse_kld, whole.entropy)]
-    return (
+    numbers = (
         torch.stack([*exact, nll[BASE], nll[CANDIDATE], llama_kld]),
         torch.stack([*llama_nll, high[BASE], high[CANDIDATE]]),
         torch.stack([top[BASE], top[CANDIDATE], llama_top]),
     )
+    return numbers, log_mass
 
 
 def _unpacked(

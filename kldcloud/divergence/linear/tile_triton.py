@@ -1,15 +1,13 @@
 """The sums of a tile of logits on a GPU, in one reading of it (Triton).
 
-A program has a stretch of one row in registers: maxima first, exponentials once, then the sums. So
-each logit is written by the product and read here, and that is all: 16 bytes an entry of the two
-sides, where PyTorch's operations one by one move hundreds. For 4096 rows of 248,320 an H100 needs
-2.6 ms for its 73 instructions an entry (sm_90a) and 2.9 ms to read them, beside 14 ms for the
-products at d = 2048: reckoned from clocks and bandwidth; `benchmarks/gpu.py` measures it.
+A program has a row. It takes a stretch of both sides into registers: maxima first, exponentials
+once, then the sums, while the next stretch is on its way. So each logit is written by the product
+and read here, and that is all: 16 bytes an entry of the two sides, where PyTorch's operations one
+by one move hundreds.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -39,6 +37,30 @@ def _loaded(x, at, columns, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _sums(b, c):
+    """P, g and the sums of p phi(u), q' phi(-u), p u and p (b - B) of logits less their largest.
+
+    An entry of -LARGEST on both sides adds nothing to any of them.
+    """
+    p, q = tl.exp2(b * LOG2E), tl.exp2(c * LOG2E)
+    mass, mass_q = tl.sum(p, axis=0), tl.sum(q, axis=0)
+    weighted = tl.sum(p * b, axis=0)
+    # Correctly rounded, so that equal masses give 1; the fast logarithm of 1 need not be 0.
+    ratio = tl.math.div_rn(mass_q, mass)
+    log_ratio = tl.where(ratio == 1.0, 0.0, tl.log(ratio))
+    u = c - b - log_ratio
+    q = q * (1.0 / ratio)
+    square = u * u
+    grown = phi(u, square)
+    more = q - p
+    near = square <= 1.0
+    forward = tl.sum(tl.where(near, p * grown, more - p * u), axis=0)
+    # q' phi(-u) = p (u^2 - (1 - u) phi(u)), as q' = p e^u.
+    reverse = tl.sum(tl.where(near, p * (square + grown * (u - 1.0)), q * u - more), axis=0)
+    return mass, log_ratio, forward, reverse, tl.sum(p * u, axis=0), weighted
+
+
+@triton.jit
 def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, best, rows, start, columns, first,
                  sums, tops, stride, plane, WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -50,9 +72,14 @@ def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, best, rows, start, co
     tl.store(picked + rows + row, tl.load(c + token, mask=here), mask=here)
     best_b, best_c = tl.load(best + row), tl.load(best + rows + row)
     out = row * stride + first
+    lanes = tl.arange(0, WIDTH)
+    next_b, next_c = _loaded(b, lanes, columns, WHOLE), _loaded(c, lanes, columns, WHOLE)
     for at in range(0, columns, WIDTH):
         lanes = at + tl.arange(0, WIDTH)
-        x_b, x_c = _loaded(b, lanes, columns, WHOLE), _loaded(c, lanes, columns, WHOLE)
+        x_b, x_c = next_b, next_c
+        # The next stretch is on its way while this one is summed up.
+        next_b = _loaded(b, lanes + WIDTH, columns, False)
+        next_c = _loaded(c, lanes + WIDTH, columns, False)
         high_b, high_c = tl.max(x_b, axis=0), tl.max(x_c, axis=0)
         low = tl.min(x_b if WHOLE else tl.where(lanes < columns, x_b, LARGEST), axis=0)
         # Only a new largest logit is looked for: a few times a row, and never among equals.
@@ -63,22 +90,7 @@ def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, best, rows, start, co
             best_c = high_c
             found = start + tl.min(tl.where(x_c == high_c, lanes, NOWHERE), axis=0)
             tl.store(tops + plane + out, found)
-        x_b, x_c = x_b - high_b, x_c - high_c
-        p, q = tl.exp2(x_b * LOG2E), tl.exp2(x_c * LOG2E)
-        mass, mass_q = tl.sum(p, axis=0), tl.sum(q, axis=0)
-        weighted = tl.sum(p * x_b, axis=0)
-        # Correctly rounded, so that equal masses give 1; the fast logarithm of 1 need not be 0.
-        ratio = tl.math.div_rn(mass_q, mass)
-        log_ratio = tl.where(ratio == 1.0, 0.0, tl.log(ratio))
-        u = x_c - x_b - log_ratio
-        q = q * (1.0 / ratio)
-        square = u * u
-        grown = phi(u, square)
-        more = q - p
-        near = square <= 1.0
-        # q phi(-u) = p (u^2 - (1 - u) phi(u)), as q = p e^u.
-        forward = tl.sum(tl.where(near, p * grown, more - p * u), axis=0)
-        reverse = tl.sum(tl.where(near, p * (square + grown * (u - 1.0)), q * u - more), axis=0)
+        mass, log_ratio, forward, reverse, drift, weighted = _sums(x_b - high_b, x_c - high_c)
         # A base logit that is not finite shows in P, or as the smallest; a candidate's makes the
         # sum of p phi(u) infinite or NaN, as a base's may too. No entry is looked at for that.
         broken_b = ~(mass <= LARGEST) | (low < -LARGEST)
@@ -90,7 +102,7 @@ def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, best, rows, start, co
         tl.store(sums + 4 * plane + out, log_ratio)
         tl.store(sums + 5 * plane + out, forward)
         tl.store(sums + 6 * plane + out, reverse)
-        tl.store(sums + 7 * plane + out, tl.sum(p * u, axis=0))
+        tl.store(sums + 7 * plane + out, drift)
         tl.store(sums + 8 * plane + out, weighted)
         out += 1
     tl.store(best + row, best_b)
@@ -99,7 +111,7 @@ def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, best, rows, start, co
 
 @triton.jit
 def _llama_kernel(b, c, b_stride, c_stride, scale, inverse, smallest, low, log_mass, start,
-                  columns, kld, high, top, stride,
+                  columns, place, kld, high, top, stride,
                   WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     stretch = tl.program_id(1)
@@ -118,7 +130,7 @@ def _llama_kernel(b, c, b_stride, c_stride, scale, inverse, smallest, low, log_m
     kept = log_p > CUT
     p = tl.exp(tl.where(kept, log_p, 0.0).to(tl.float64)).to(tl.float32)
     terms = tl.where(kept, p * ((log_p - x_c) + tl.load(log_mass + row)), 0.0)
-    out = row * stride + stretch
+    out = row * stride + place + stretch
     tl.store(kld + out, tl.sum(terms.to(tl.float64), axis=0))
     tl.store(high + out, largest)
     tl.store(top + out, first)
@@ -155,18 +167,22 @@ def summarise(
     )  # fmt: skip
 
 
-def llama_sums(b: Tensor, c: Tensor, start: int, encoding: Encoding) -> LlamaSums:
-    """llama.cpp's sums of a tile; arguments as in `tile_torch.llama_sums`, but none destroyed."""
+def llama_sums(
+    b: Tensor, c: Tensor, start: int, encoding: Encoding, out: LlamaSums, first: int
+) -> None:
+    """llama.cpp's sums of a tile.
+
+    Args:
+        b: float32 ``[n, columns]``, base logits.
+        c: the same of the candidate.
+        start: token of the first column.
+        encoding: of the rows.
+        out: receives them.
+        first: place of the first stretch in it.
+    """
     rows, columns = b.shape
-    count = triton.cdiv(columns, WIDTH)
-    out = LlamaSums(
-        torch.empty(rows, count, dtype=torch.float64, device=b.device),
-        torch.empty(rows, count, dtype=torch.float32, device=b.device),
-        torch.empty(rows, count, dtype=torch.int32, device=b.device),
-    )
-    _llama_kernel[(rows, count)](
+    _llama_kernel[(rows, triton.cdiv(columns, WIDTH))](
         b, c, b.stride(0), c.stride(0), encoding.scale, encoding.inverse, encoding.smallest,
-        encoding.low, encoding.log_mass, start, columns, out.kld, out.high, out.top, count,
-        WIDTH=WIDTH, WHOLE=columns % WIDTH == 0, **OPTIONS | UNFUSED,
+        encoding.low, encoding.log_mass, start, columns, first, out.kld, out.high, out.top,
+        out.kld.stride(0), WIDTH=WIDTH, WHOLE=columns % WIDTH == 0, **OPTIONS | UNFUSED,
     )  # fmt: skip
-    return out
