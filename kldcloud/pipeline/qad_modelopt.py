@@ -179,7 +179,9 @@ def _train(
                     telling.change(stage="training" if step == "train" else "loading")
                 now = read_progress(work, order.eval_every)
                 if step == "train":
-                    now = replace(now, step=max(now.step, logged_step(work, order.batches.steps)))
+                    logged = logged_step(work, order.batches.steps)
+                    # Never back: evaluating at the end has a bar of its own.
+                    now = replace(now, step=max(seen.step, now.step, logged))
                 if now.step > seen.step:
                     bar.advance(now.step - seen.step)
                 if now != seen:

@@ -21,7 +21,11 @@ from kldcloud.qad.whole_file import written
 
 _CHECKPOINT: Final = re.compile(r"checkpoint-([0-9]{1,10})")
 _STATE: Final = "trainer_state.json"
-_BAR: Final = re.compile(r"\| ([0-9]{1,10})/([0-9]{1,10}) \[")
+_BAR: Final = re.compile(
+    r"^ *[0-9]{1,3}%\|[^|\r\n]*\| ([0-9]{1,10})/([0-9]{1,10}) \[[^\]\r\n]*\](?!\x1b\[A)",
+    re.MULTILINE,
+)
+"""A bar without a name that is not drawn below another one: evaluation's goes back up a line."""
 _MOST_STATE: Final = 64 << 20
 _LOOK_EVERY: Final = 1.0
 """Seconds between two looks at how far training is."""
@@ -79,7 +83,7 @@ def read_progress(work: Workplace, look_every: int) -> Progressed:
 
 def logged_step(work: Workplace, steps: int) -> int:
     """The step that the training script's bar shows, for people between two checkpoints; or 0."""
-    shown = log_tail(work, _TAIL_BYTES).decode(errors="replace")
+    shown = log_tail(work, _TAIL_BYTES).decode(errors="replace").replace("\r", "\n")
     found = [int(match[1]) for match in _BAR.finditer(shown) if int(match[2]) == steps]
     return min(found[-1], steps) if found else 0
 

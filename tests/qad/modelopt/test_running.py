@@ -143,6 +143,11 @@ def test_between_checkpoints_its_bar_is_what_people_see(work: Workplace) -> None
     work.log.write_text(f"{bars}\r 33%|##| 1/3 [00:00<00:01]\n{{'loss': 0.5}}\n")
     assert logged_step(work, 640) == 7
     assert logged_step(work, 641) == 0
+    # As transformers draws them: evaluating as many chunks as there are steps is no training.
+    below = "\n\r  3%|▎  | 1/30 [00:00<00:09, 3it/s]\x1b[A\n\r100%|█| 30/30 [00:09<00:00]\x1b[A"
+    loading = "\rLoading weights:  93%|█▉ | 28/30 [00:00<00:00, 11it/s]"
+    work.log.write_text(f"{loading}\n\r 13%|█ | 4/30 [00:17<01:17, 17.7s/it]{below}\n\r   \x1b[A")
+    assert logged_step(work, 30) == 4
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"global_step": "5"}', "{" * 9, "[" * 100_000])
