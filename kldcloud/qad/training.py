@@ -134,9 +134,14 @@ class Training:
         """
         self.first_look()
         while not is_over(self._progressed, self._order):
-            yield self._step()
+            yield self.step()
 
-    def _step(self) -> StepDone:
+    def step(self) -> StepDone:
+        """Train one step; `steps` has what belongs before the first and after the last.
+
+        Raises:
+            DivergedError: as `steps`.
+        """
         number, total = self._progressed.step, self._order.batches.steps
         rate = rate_at(number, total, self._order.train)
         kld, norm = self._accumulate(number)
