@@ -55,6 +55,7 @@ def training_order(
 
     from kldcloud.qad.training_order import TrainingOrder
 
+    train = job.train.on(gpus=world.gpus)
     facts = {
         "schema": SCHEMA,
         "kldcloud": __version__,
@@ -63,7 +64,8 @@ def training_order(
         "teacher": files.teacher.sha256,
         "init": files.init.sha256,
         "tokens": tokens_digest(texts.training, texts.looks),
-        "train": job.train.model_dump(mode="json"),
+        # Its precision decided: what GPUs began in bfloat16, CPUs do not end in float32.
+        "train": train.model_dump(mode="json"),
         "activations": job.student.activations,
         "eval_every": job.eval.every,
         # Sums over processes are made in another order for another number of them.
@@ -78,7 +80,7 @@ def training_order(
         init=reference(files.init),
         tokens=texts.training,
         heldout=texts.looks,
-        train=job.train,
+        train=train,
         eval_every=job.eval.every,
         checkpoint_every=job.checkpoints.every,
         keep=job.checkpoints.keep,

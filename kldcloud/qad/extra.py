@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Final
 
 from kldcloud.errors import UserError
 from kldcloud.models.transformers_library import quieten
 
-_NEEDED: Final = ("torch", "transformers", "pandas", "requests")
+MODELS: Final = ("torch", "transformers")
+"""What a model is computed with."""
+_TRAINING: Final = (*MODELS, "pandas", "requests")
 """The last two by Ray Train, whose own extra brings them."""
 
 
-def require_extra() -> None:
+def require_extra(needed: Sequence[str] = _TRAINING) -> None:
     """Say what to install where something that training imports is missing; imports none of it.
 
     Modules that import them at their top are imported after this.
+
+    Args:
+        needed: names of modules; a whole launch needs more than its models.
 
     Raises:
         UserError: if one is missing.
     """
     quieten()
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise UserError(
             f"training needs {', '.join(missing)}, not installed here",

@@ -149,7 +149,7 @@ class _KldSum(torch.autograd.Function):
                 continue
             states_grad[rows] = _times(q, weight, student.dtype)
             if to_weight:
-                weight_grad.addmm_(q.T, student[rows].to(wide))
+                _add_outer(weight_grad, q, student[rows])
         ctx.save_for_backward(states_grad, weight_grad)
         ctx.dtypes = student.dtype, weight.dtype
         return total
@@ -219,6 +219,14 @@ def _times(difference: Tensor, weight: Tensor, states_dtype: torch.dtype) -> Ten
         tile = weight[start : start + _TILE].to(difference.dtype)
         product.addmm_(difference[:, start : start + _TILE], tile)
     return product
+
+
+def _add_outer(total: Tensor, difference: Tensor, states: Tensor) -> None:
+    """Add the product ``[V, rows] @ [rows, d]`` to a sum in float32 or wider."""
+    if difference.is_cuda and states.dtype in _HALVES:
+        total += torch.mm(difference.to(states.dtype).T, states, out_dtype=torch.float32)
+    else:
+        total.addmm_(difference.T, states.to(total.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -13,6 +13,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -115,19 +116,42 @@ def head_parameter(model: Any) -> str:  # noqa: ANN401
     return next(names)
 
 
-def output_head(model: Any) -> OutputHead:  # noqa: ANN401
-    """What the loss needs of a model's end: a student's is quantised where it has a format."""
+def output_head(model: Any, dtype: torch.dtype | None = None) -> OutputHead:  # noqa: ANN401
+    """What the loss needs of a model's end: a student's is quantised where it has a format.
+
+    Args:
+        model: a transformers model.
+        dtype: of the head's weight; None for what it is kept in.
+    """
     module = model.get_output_embeddings()
     weight = module.weight
     if isinstance(module, QuantizedLinear):
         weight = module.weight_format.fake_quantize(weight)
-    return OutputHead(weight, getattr(model.config, "final_logit_softcapping", None))
+    return OutputHead(
+        weight.to(dtype or weight.dtype), getattr(model.config, "final_logit_softcapping", None)
+    )
 
 
-def hidden_states(model: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401
-    """States that enter the output head, ``[batch, n, d]``, for int64 tokens ``[batch, n]``."""
-    states: Tensor = model.model(input_ids=tokens, use_cache=False).last_hidden_state
-    return states
+def hidden_states(
+    model: Any,  # noqa: ANN401
+    tokens: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """States that enter the output head, ``[batch, n, d]``, for int64 tokens ``[batch, n]``.
+
+    Args:
+        model: a transformers model.
+        tokens: which.
+        dtype: in bfloat16, linear layers and attention multiply in it, and the states are rounded
+            to it in the end; None computes in what the parameters are kept in.
+    """
+    if dtype != torch.bfloat16:
+        states: Tensor = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+        return states
+    # Without autocast's cache: it would keep a copy of every frozen float32 weight.
+    with torch.autocast(tokens.device.type, dtype, cache_enabled=False):
+        states = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+    return states.to(dtype)
 
 
 class QuantizedLinear(nn.Linear):

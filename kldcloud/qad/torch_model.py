@@ -17,7 +17,7 @@ from kldcloud.errors import EngineError
 from kldcloud.models.dequantize import dequantize
 from kldcloud.models.gguf_header import read_tensor_bytes
 from kldcloud.qad.architectures import ModelMap, ModelParameter, map_model
-from kldcloud.qad.extra import require_extra
+from kldcloud.qad.extra import MODELS, require_extra
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ def load_model(
         FormatError: see `map_model`.
         EngineError: this version of transformers has parameters that the file does not fill.
     """
-    require_extra()
+    require_extra(MODELS)
     import torch
 
     from kldcloud.qad.transformers_config import empty_model

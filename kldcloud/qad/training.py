@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from kldcloud.divergence.linear.side import exact_products
 from kldcloud.errors import EngineError, UserError
 from kldcloud.pipeline.sources import local_copy
 from kldcloud.qad.calibration import CALIBRATION_CHUNKS, calibration
@@ -24,6 +25,7 @@ from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.looks import Look, Progressed
 from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
 from kldcloud.qad.pair import Pair, load_pair
+from kldcloud.qad.precision import COMPUTED_IN, narrow, recompute
 from kldcloud.qad.schedule import rate_at
 from kldcloud.qad.sharding import like, shard, whole
 from kldcloud.qad.student import NORMS, hidden_states, output_head
@@ -96,11 +98,18 @@ class Training:
             )
         teacher, init = (local_copy(each, store, _silent) for each in (order.teacher, order.init))
         self._pair = load_pair(teacher, init, order.train, device, calibrate)
+        train = order.train.on(gpus=torch.device(device).type == "cuda")
+        self._dtype = COMPUTED_IN[train.precision]
+        if self._dtype == torch.bfloat16:
+            narrow(self._pair.teacher)
+            narrow(self._pair.student.model)
+        if train.recompute:
+            recompute(self._pair.student.model)
         if sharded:
             _check_even(order.train, world)
             self._pair = _sharded(self._pair)
         self._optimizer = _optimizer(self._pair, order.train)
-        self._teacher_head = output_head(self._pair.teacher)
+        self._teacher_head = output_head(self._pair.teacher, self._dtype)
         self._progressed = Progressed(0, ())
         self._resume()
 
@@ -125,9 +134,14 @@ class Training:
         """
         self.first_look()
         while not is_over(self._progressed, self._order):
-            yield self._step()
+            yield self.step()
 
-    def _step(self) -> StepDone:
+    def step(self) -> StepDone:
+        """Train one step; `steps` has what belongs before the first and after the last.
+
+        Raises:
+            DivergedError: as `steps`.
+        """
         number, total = self._progressed.step, self._order.batches.steps
         rate = rate_at(number, total, self._order.train)
         kld, norm = self._accumulate(number)
@@ -149,6 +163,7 @@ class Training:
             self._write()
         return StepDone(done, kld, norm, self._rates(), look, kept)
 
+    @exact_products()
     def _accumulate(self, number: int) -> tuple[float, float]:
         """Gradients of one step, summed over all processes and clipped: mean loss and norm."""
         order = self._order
@@ -160,8 +175,8 @@ class Training:
         for at in range(0, len(mine), order.train.micro_batch):
             tokens = self._tensor(order.tokens[mine[at : at + order.train.micro_batch]])
             with torch.no_grad():
-                wanted = hidden_states(self._pair.teacher, tokens)
-            states = hidden_states(self._pair.student.model, tokens)
+                wanted = hidden_states(self._pair.teacher, tokens, self._dtype)
+            states = hidden_states(self._pair.student.model, tokens, self._dtype)
             found = kld_sum(states, self._student_head(), wanted, self._teacher_head)
             # Sharded gradients come back as means over the processes; sums are wanted.
             scale = self._world if self._sharded else 1
@@ -177,6 +192,7 @@ class Training:
         return float(total) / count, float(whole(norm))
 
     @torch.no_grad()
+    @exact_products()
     def _look(self, step: int) -> Look:
         """Evaluate on held-out chunks, at the positions that a sweep scores."""
         chunks = self._order.heldout
@@ -186,8 +202,8 @@ class Training:
         for at in range(0, len(chunks), self._world):
             mine = at + self._rank
             tokens = self._tensor(chunks[mine % len(chunks)][None])
-            wanted = hidden_states(self._pair.teacher, tokens)[:, first:-1]
-            states = hidden_states(self._pair.student.model, tokens)[:, first:-1]
+            wanted = hidden_states(self._pair.teacher, tokens, self._dtype)[:, first:-1]
+            states = hidden_states(self._pair.student.model, tokens, self._dtype)[:, first:-1]
             if mine >= len(chunks):
                 continue
             found = token_kld(states, self._student_head(), wanted, self._teacher_head)
@@ -201,7 +217,7 @@ class Training:
         return Look(step, kld / count, same / count)
 
     def _student_head(self) -> OutputHead:
-        return output_head(self._pair.student.model)
+        return output_head(self._pair.student.model, self._dtype)
 
     def _tensor(self, chunks: Tokens) -> torch.Tensor:
         return torch.from_numpy(chunks.astype(np.int64)).to(self._device)

@@ -186,6 +186,10 @@ class TrainSpec(SpecModel):
         train_norms: whether the norms are.
         train_head: whether the output head is; where it is tied, that is the embedding as well.
         seed: of the order of chunks.
+        precision: what products are computed in; auto is bfloat16 on GPUs, float32 on CPUs. Weights
+            that train, AdamW's averages, norms and the residual stream are float32 in any case.
+        recompute: whether a layer's activations are computed again for its gradient instead of
+            kept: less memory, the same result, a third more work for the student.
         patience: evaluations without a new best before training stops.
         skip_below: nats; where the init loses less on held-out text, nothing is trained.
     """
@@ -204,6 +208,8 @@ class TrainSpec(SpecModel):
     train_norms: Switch = True
     train_head: Switch = False
     seed: Annotated[Whole, Field(ge=0, le=_LARGEST_SEED)] = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    recompute: Switch = False
     patience: Patience = 3
     skip_below: Annotated[Real, Field(gt=0, le=_MOST_NATS)] | None = None
 
@@ -217,6 +223,12 @@ class TrainSpec(SpecModel):
         if self.lr_norms is not None and not self.train_norms:
             raise refused("is of no use while train_norms is false", "lr_norms")
         return self
+
+    def on(self, *, gpus: bool) -> Self:
+        """The same with its precision decided: the one of GPUs or that of CPUs."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": "bfloat16" if gpus else "float32"})
 
 
 class EvalSpec(SpecModel):

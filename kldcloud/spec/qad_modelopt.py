@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     from kldcloud.spec.qad_job import QadJob
 
 MODELOPT: Final = "modelopt"
-_DEFAULTS: Final = {"lr": 1e-5, "final_lr": 0.0, "patience": "never"}
-"""Those of its QAD configuration, configs/train/qad_nvfp4.yaml of its example."""
+_DEFAULTS: Final = {
+    "lr": 1e-5,
+    "final_lr": 0.0,
+    "patience": "never",
+    "precision": "bfloat16",
+    "recompute": True,
+}
+"""Those of its QAD configuration, configs/train/qad_nvfp4.yaml and configs/accelerate/fsdp2.yaml of
+its example."""
 
 
 def with_its_defaults(job: Any) -> Any:  # noqa: ANN401 - pydantic hands over what was given
@@ -45,6 +52,10 @@ def check_options(job: QadJob) -> None:
         raise refused(reason, "train", "patience")
     if job.train.skip_below is not None:
         raise refused("modelopt trains in any case: leave it out", "train", "skip_below")
+    if job.train.precision == "float32":
+        raise refused("modelopt trains in bfloat16: leave it out", "train", "precision")
+    if not job.train.recompute:
+        raise refused("modelopt keeps no activations: leave it out", "train", "recompute")
     if job.checkpoints.every != job.eval.every:
         reason = f"modelopt keeps the best of what it looks at and saves: write {job.eval.every}"
         raise refused(f"{reason}, as in eval.every", "checkpoints", "every")

@@ -151,7 +151,7 @@ def test_charts_are_in_the_store_at_each_checkpoint_and_go_on_in_another_attempt
     def dies(*_: Any) -> None:
         raise KilledError
 
-    steps = training.Training._step
+    steps = training.Training.step
 
     def step(self: training.Training) -> training.StepDone:
         if self.progressed.step == 7:
@@ -159,7 +159,7 @@ def test_charts_are_in_the_store_at_each_checkpoint_and_go_on_in_another_attempt
         return steps(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_step", step)
+        patch.setattr(training.Training, "step", step)
         patch.setattr(in_sight.Metrics, "__exit__", dies)
         with pytest.raises(KilledError):
             train(files, store)

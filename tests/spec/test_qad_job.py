@@ -110,6 +110,8 @@ def test_what_is_left_out_has_the_documented_default() -> None:
         "train_norms": True,
         "train_head": False,
         "seed": 1,
+        "precision": "auto",
+        "recompute": False,
         "patience": 3,
         "skip_below": None,
     }
