@@ -43,8 +43,10 @@ from kldcloud.qad.architectures import EMBEDDING, map_model
 from kldcloud.qad.torch_model import load_model
 from kldcloud.qad.training import BETAS, Training
 from kldcloud.qad.training_order import TrainingOrder
+from kldcloud.qad.training_tokens import keep_tokens, open_tokens, write_tokens
+from kldcloud.qad.training_tokens import reference as kept_as
 from kldcloud.spec.qad_job import TrainSpec
-from kldcloud.store import open_store
+from kldcloud.store import Store, open_store
 from kldcloud.store.digest import sha256_file
 
 PEER = "PyTorch, not quantised"
@@ -80,17 +82,23 @@ class Measured:
     first_kld: float | None
 
 
-def make_order(pair: LlamaPair, steps: int, arguments: argparse.Namespace) -> TrainingOrder:
+def make_order(
+    pair: LlamaPair, steps: int, arguments: argparse.Namespace, store: Store
+) -> TrainingOrder:
     """Random tokens for one step more than is done, so that no look or checkpoint comes between."""
     random = np.random.default_rng(0)
     vocabulary = map_model(pair.teacher).hyperparameters.vocabulary
     count = (steps + 1) * arguments.global_batch
+    tokens = random.integers(0, vocabulary, (count, arguments.context)).astype(np.int32)
+    file = write_tokens([tokens.ravel()], arguments.context, "all", bos=None)
+    kept = kept_as("qad/benchmark", file)
+    keep_tokens(store, kept, file.path)
     return TrainingOrder(
         run="benchmark",
         prefix="qad/benchmark",
         teacher=reference(pair.teacher),
         init=reference(pair.init),
-        tokens=random.integers(0, vocabulary, (count, arguments.context)).astype(np.int32),
+        tokens=kept,
         heldout=random.integers(0, vocabulary, (1, arguments.context)).astype(np.int32),
         train=TrainSpec(
             global_batch=arguments.global_batch, micro_batch=arguments.micro_batch, lr=1e-5
@@ -107,16 +115,17 @@ def reference(path: Path) -> ModelRef:
 
 
 @contextmanager
-def ours(order: TrainingOrder, options: Mapping[str, Any], device: str) -> Iterator[Step]:
+def ours(
+    order: TrainingOrder, options: Mapping[str, Any], store: Store, device: str
+) -> Iterator[Step]:
     """Our trainer."""
     train = TrainSpec.model_validate({**order.train.model_dump(), **options})
-    with tempfile.TemporaryDirectory() as folder:
-        training = Training(replace(order, train=train), open_store(folder), device=device)
-        yield lambda: training.step().kld
+    training = Training(replace(order, train=train), store, device=device)
+    yield lambda: training.step().kld
 
 
 @contextmanager
-def peer(order: TrainingOrder, device: str) -> Iterator[Step]:
+def peer(order: TrainingOrder, store: Store, device: str) -> Iterator[Step]:
     """The same in plain PyTorch: weights begin at the init's values, and are not rounded."""
     teacher = load_model(order.teacher.path, dtype=torch.bfloat16, device=device)
     student = load_model(order.init.path, device=device)
@@ -126,6 +135,7 @@ def peer(order: TrainingOrder, device: str) -> Iterator[Step]:
     trained = [each for each in student.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=order.train.lr, betas=BETAS, weight_decay=0.0)
     micro, done = order.train.micro_batch, 0
+    kept = open_tokens(order.tokens, store)
 
     def step() -> float:
         nonlocal done
@@ -134,7 +144,7 @@ def peer(order: TrainingOrder, device: str) -> Iterator[Step]:
         optimizer.zero_grad(set_to_none=False)
         total = torch.zeros((), dtype=torch.float64, device=device)
         for at in range(0, len(chosen), micro):
-            chunks = order.tokens[chosen[at : at + micro]].astype(np.int64)
+            chunks = kept[chosen[at : at + micro]].astype(np.int64)
             tokens = torch.from_numpy(chunks).to(device)
             with torch.autocast(torch.device(device).type, torch.bfloat16):
                 with torch.no_grad():
@@ -142,22 +152,25 @@ def peer(order: TrainingOrder, device: str) -> Iterator[Step]:
                 found = student(input_ids=tokens, use_cache=False).logits
             p, q = (log_softmax(each.float(), -1) for each in (wanted, found))
             loss = kl_div(q, p, log_target=True, reduction="sum")
-            (loss / (len(chosen) * order.tokens.shape[1])).backward()
+            (loss / (len(chosen) * order.tokens.context)).backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(trained, order.train.clip)
         optimizer.step()
-        return float(total) / (len(chosen) * order.tokens.shape[1])
+        return float(total) / (len(chosen) * order.tokens.context)
 
     yield step
 
 
-def measure(order: TrainingOrder, name: str, steps: int, device: str) -> Measured:
+def measure(order: TrainingOrder, store: Store, name: str, steps: int, device: str) -> Measured:
     """One contestant, alone on the device."""
     on_gpu = device == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    contestant = peer(order, device) if name == PEER else ours(order, OURS[name], device)
+    if name == PEER:
+        contestant = peer(order, store, device)
+    else:
+        contestant = ours(order, OURS[name], store, device)
     losses, seconds = [], []
     try:
         with contestant as step:
@@ -251,12 +264,14 @@ def main() -> None:
     else:
         pair = LlamaPair(arguments.teacher, arguments.init)
     steps = max(2, arguments.tokens // (arguments.global_batch * arguments.context))
-    order = make_order(pair, UNTIMED + steps, arguments)
     flops, product = model_flops(pair), product_flops(device)
     found: dict[str, Measured] = {}
-    for name in arguments.only:
-        found[name] = measure(order, name, steps, device)
-        print(f"{name}: done", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        order = make_order(pair, UNTIMED + steps, arguments, store)
+        for name in arguments.only:
+            found[name] = measure(order, store, name, steps, device)
+            print(f"{name}: done", file=sys.stderr, flush=True)
     of_peer = found[PEER].tokens_per_s if PEER in found else None
     figures = {
         "machine": machine(device),

@@ -74,15 +74,24 @@ def cut_chunks(tokens: Tokens, context: int, limit: int | Literal["all"]) -> Tok
     Raises:
         UserError: if the text has fewer than two chunks, as llama-perplexity also demands.
     """
-    if len(tokens) < 2 * context:
-        raise UserError(
-            f"the text has {len(tokens)} tokens, fewer than two chunks of {context}",
-            hint=f"give a longer text, or a context of at most {len(tokens) // 2}",
-        )
+    check_length(len(tokens), context)
     count = len(tokens) // context
     if limit != "all":
         count = min(count, limit)
     return np.ascontiguousarray(tokens[: count * context].reshape(count, context))
+
+
+def check_length(tokens: int, context: int) -> None:
+    """See that a text has two chunks.
+
+    Raises:
+        UserError: if it has not.
+    """
+    if tokens < 2 * context:
+        raise UserError(
+            f"the text has {tokens} tokens, fewer than two chunks of {context}",
+            hint=f"give a longer text, or a context of at most {tokens // 2}",
+        )
 
 
 def cut_shards(chunks: int, size: int, edges: Sequence[int] = ()) -> Iterator[Shard]:

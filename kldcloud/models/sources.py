@@ -19,6 +19,7 @@ __all__ = [
     "fetch",
     "fetch_model",
     "model_at_hand",
+    "not_utf8",
     "pinned",
     "read_text",
 ]
@@ -153,10 +154,15 @@ def decode_text(raw: bytes, name: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{name} is not UTF-8 text: byte {raw[error.start]:#04x} at offset {error.start:,}",
-            hint="convert it with iconv -t UTF-8",
-        ) from None
+        raise not_utf8(name, raw[error.start], error.start) from None
+
+
+def not_utf8(name: str, byte: int, offset: int) -> FormatError:
+    """The refusal of a text by its first bad byte."""
+    return FormatError(
+        f"{name} is not UTF-8 text: byte {byte:#04x} at offset {offset:,}",
+        hint="convert it with iconv -t UTF-8",
+    )
 
 
 def _local_file(uri: SourceUri) -> Path:

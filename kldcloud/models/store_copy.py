@@ -119,9 +119,36 @@ def cached_copy(
             fetched stays, and the next call goes on from there.
     """
     key = object_key(sha256)
+    return cached_object(store, key, sha256, size, folder=cache / "models", progress=progress)
+
+
+def cached_object(
+    store: Store,
+    key: str,
+    sha256: str,
+    size: int,
+    *,
+    folder: Path,
+    progress: ProgressCallback | None = None,
+) -> Path:
+    """As `cached_copy`, of an object under another key.
+
+    Args:
+        store: where the object is.
+        key: of the object.
+        sha256: the digest of the bytes, which names the copy.
+        size: how many bytes.
+        folder: where the copy is kept.
+        progress: called with bytes done and in all, whenever there are more.
+
+    Raises:
+        FormatError: as `cached_copy`.
+        StoreError: as `cached_copy`.
+    """
+    check_digest(sha256)
     if not 0 < size <= _MAX_BYTES:
         raise FormatError(f"{key} cannot have {size} bytes")
-    copy = _Copy(store, key, sha256, size, cache / key, progress or _silent)
+    copy = _Copy(store, key, sha256, size, folder / sha256, progress or _silent)
     if not copy.is_remembered():
         copy.make()
     return copy.target
@@ -226,7 +253,7 @@ class _Copy:
             part.unlink(missing_ok=True)
             raise DigestError(
                 f"{self.key} in {self.store.uri} has SHA-256 {done.sha256[:16]}...,"
-                " not the one in its name",
+                f" not {self.sha256[:16]}...",
                 hint=f"run the same command again; if that does not help, {_UPLOAD_AGAIN}",
             )
         checked = _identity(part)
@@ -253,9 +280,18 @@ def object_key(sha256: str) -> str:
     Raises:
         FormatError: what is not a digest.
     """
+    check_digest(sha256)
+    return f"models/{sha256}"
+
+
+def check_digest(sha256: str) -> None:
+    """Refuse what no file's name should be made of.
+
+    Raises:
+        FormatError: what is not a digest.
+    """
     if not _SHA256.fullmatch(sha256):
         raise FormatError(f"{sha256[:80]!r} is no SHA-256: that is 64 digits of 0-9 and a-f")
-    return f"models/{sha256}"
 
 
 def _is_there(store: Store, key: str, size: int) -> bool:

@@ -17,12 +17,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from kldcloud.errors import FormatError, UserError
-from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256
 from kldcloud.models.folder_copy import upload_folder_once
 from kldcloud.models.folder_digest import folder_sha256
+from kldcloud.models.long_text import LongText
 from kldcloud.models.model_folder import read_model_folder
-from kldcloud.models.sources import read_text
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.life import LaunchRecord, launch_key, read_launch
 from kldcloud.pipeline.prepare import check_conversations, check_models
@@ -171,7 +170,7 @@ def ship(job: Job, store: Store, progress: Progress) -> tuple[ShippedFile, ...]:
     for uri, is_text in named_sources(job):
         if uri.scheme in FETCHED_ANYWHERE or str(uri) in shipped:
             continue
-        path = _text_file(uri, progress) if is_text else Sources().fetch_model(uri, progress)
+        path = _text_file(uri, job, progress) if is_text else Sources().fetch_model(uri, progress)
         if path.is_dir():
             shipped[str(uri)] = _ship_folder(uri, path, store, progress)
             continue
@@ -217,18 +216,13 @@ def _named_by_sweep(job: SweepJob) -> Iterator[tuple[SourceUri, bool]]:
         yield corpus.text, True
 
 
-def _text_file(uri: SourceUri, progress: Progress) -> Path:
-    """A text as a file; one that comes with this Python is written to the cache first."""
-    if uri.scheme != "builtin":
+def _text_file(uri: SourceUri, job: Job, progress: Progress) -> Path:
+    """A text as a file, of which every byte was looked at."""
+    path = Sources().text_file(uri, progress)
+    if isinstance(job, QadJob) and uri == job.data.text:
+        LongText(path, str(uri))
+    else:
         Sources().read_text(uri, progress)
-        return Sources().fetch(uri, progress)
-    data = read_text(uri, cache=cache_dir()).encode()
-    path = cache_dir() / "texts" / sha256_bytes(data)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        part.write_bytes(data)
-        part.replace(path)
     return path
 
 

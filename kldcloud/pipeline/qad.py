@@ -16,16 +16,14 @@ from kldcloud.pipeline.publish import publish_training
 from kldcloud.pipeline.qad_copy import copy_here
 from kldcloud.pipeline.qad_files import (
     QadFiles,
-    QadTexts,
     find_teacher,
     qad_files,
-    qad_texts,
     ship_models,
     source_of,
-    text_file,
 )
 from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_modelopt import IDENTITY, find_trainer, train_with_modelopt
+from kldcloud.pipeline.qad_texts import QadTexts, qad_texts
 from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usable_gpus
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
 from kldcloud.pipeline.runs import job_bytes
@@ -35,6 +33,7 @@ from kldcloud.qad.extra import require_extra
 from kldcloud.qad.progress_file import measuring_told
 from kldcloud.qad.result_file import SCHEMA as RESULT_SCHEMA
 from kldcloud.qad.result_file import QadResult, write_result
+from kldcloud.qad.training_tokens import keep_tokens
 from kldcloud.report.summary_file import Summary
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
@@ -105,12 +104,15 @@ def run_qad(
     sources = launched.sources
     teacher = find_teacher(job, progress, sources)
     texts = qad_texts(job, teacher.path, progress, sources)
-    files = qad_files(job, teacher, texts.training, progress, sources)
+    files = qad_files(job, teacher, texts.training.open(), progress, sources)
     world = trainer.world if trainer else world_for(cluster, nodes, usable_gpus())
     of_trainer = IDENTITY if trainer else None
     order = training_order(job, cluster, world, files, texts, of_trainer)
     launched.on_run(order.run)
     store.write_new(f"{order.prefix}/job.yaml", job_bytes(job))
+    with progress.bar("uploading training tokens", order.tokens.size) as bar:
+        keep_tokens(store, order.tokens, texts.training.path)
+        bar.reach(order.tokens.size, order.tokens.size)
     if machines.remote:
         ship_models(files, store, progress)
     modelopts = None
@@ -181,7 +183,7 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
     corpora = [
         {
             "name": HELD_OUT,
-            "text": str(text_file(texts.proof)),
+            "text": str(texts.proof),
             "context": context,
             "chunks": job.eval.heldout_chunks,
         }

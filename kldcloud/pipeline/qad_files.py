@@ -1,22 +1,16 @@
-"""What a distillation job is made of, found or made on this machine: models, and texts in parts."""
+"""The models of a distillation job, found or made on this machine."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-import numpy as np
-
-from kldcloud.corpus.chunks import Tokens, cut_chunks
-from kldcloud.errors import UserError
-from kldcloud.models.cache import cache_folder
-from kldcloud.models.engine import Vocabulary
+from kldcloud.corpus.chunks import Tokens
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.imatrix import importance_matrix
 from kldcloud.models.imatrix_file import check_fit, read_imatrix
-from kldcloud.models.llama_tokenizer import LlamaTokenizer, open_llama_tokenizer
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.found import about
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
@@ -24,12 +18,10 @@ from kldcloud.pipeline.nvfp4_model import nvfp4_model
 from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, HERE, Sources
-from kldcloud.qad.whole_file import whole_file, written
 from kldcloud.spec.qad_job import InitSpec, QadJob
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.spec.uri import SourceUri
 from kldcloud.store.base import Store
-from kldcloud.store.digest import sha256_bytes
 
 IMATRIX_CHUNKS: Final = 200
 """At most so many training chunks make an importance matrix; people use 100 to 200."""
@@ -49,77 +41,6 @@ class QadFiles:
     teacher: ModelFile
     baselines: tuple[ModelFile, ...]
     init: ModelFile
-
-
-@dataclass(frozen=True, slots=True)
-class QadTexts:
-    """The text of a job, in three parts that do not overlap.
-
-    Attributes:
-        training: int32 [n, context], what is trained on.
-        looks: int32 [m, context], what is looked at while training; it chooses the best checkpoint.
-        proof: the rest, which nothing has seen: what the result is measured on.
-    """
-
-    training: Tokens
-    looks: Tokens
-    proof: str
-
-
-def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) -> QadTexts:
-    """Cut the job's text, at ends of lines.
-
-    Raises:
-        UserError: the text is too short for its parts.
-    """
-    data = job.data
-    with about("data.text"):
-        text = sources.read_text(data.text, progress).removesuffix("\n")
-    if job.eval.second_text is not None:
-        # Read again for the sweep; what is not there is said now, not after hours of training.
-        with about("eval.second_text"):
-            sources.read_text(job.eval.second_text, progress)
-    split = _line_end(text, round(len(text) * (1 - data.heldout)))
-    with open_llama_tokenizer(teacher) as tokenizer:
-        return _parts(job, tokenizer, text, split)
-
-
-def _parts(job: QadJob, tokenizer: LlamaTokenizer, text: str, split: int) -> QadTexts:
-    """The parts of a text whose last one, from `split` on, is held out."""
-    data, vocabulary = job.data, tokenizer.vocabulary
-    train, held = tokenizer.text(text[:split]), tokenizer.text(text[split:])
-    wanted = job.eval.chunks
-    if wanted == "all":
-        wanted = len(held) // data.context // 2 - 1
-    # Looks take a part of the held-out text, and leave at least as much of it unseen.
-    share = (wanted + 1) * data.context / max(len(held), 1)
-    if share > 1 / 2:
-        raise UserError(
-            f"data.text: its held-out part has {len(held):,} tokens, too few for"
-            f" {wanted} chunks of {data.context} to look at and as many to be measured on",
-            hint="give a longer text, a larger data.heldout, or fewer eval.chunks",
-        )
-    middle = split + _line_end(text[split:], round((len(text) - split) * share))
-    looks = cut_chunks(tokenizer.text(text[split:middle]), data.context, wanted)
-    limit: int | Literal["all"] = "all"
-    if data.tokens != "all":
-        limit = max(data.tokens // data.context, 1)
-    training = cut_chunks(train, data.context, limit)
-    return QadTexts(_bos_first(training, vocabulary), _bos_first(looks, vocabulary), text[middle:])
-
-
-def _bos_first(chunks: Tokens, vocabulary: Vocabulary) -> Tokens:
-    """Chunks as the engine evaluates them: where the vocabulary adds BOS, each begins with it."""
-    if vocabulary.add_bos:
-        chunks = chunks.copy()
-        chunks[:, 0] = vocabulary.bos
-    return chunks
-
-
-def _line_end(text: str, at: int) -> int:
-    """The first place after a line's end from `at` on; the text's end if there is none."""
-    found = text.find("\n", at)
-    return len(text) if found < 0 else found + 1
 
 
 def qad_files(
@@ -236,19 +157,3 @@ def _imatrix(
             dataset=job.data.text.filename,
             progress=bar.reach,
         )
-
-
-def text_file(text: str) -> Path:
-    """A text as a file of this machine's cache, by its digest."""
-    data = text.encode()
-    path = cache_folder("texts", "texts") / f"{sha256_bytes(data)[:32]}.txt"
-    if not path.exists():
-        with whole_file(path) as part, written(path):
-            part.write_bytes(data)
-    return path
-
-
-def tokens_digest(*parts: Tokens) -> str:
-    """SHA-256 of chunks, one part after the other, with their shapes."""
-    shapes = repr([each.shape for each in parts]).encode()
-    return sha256_bytes(b"".join([shapes, *(np.asarray(p, "<i4").tobytes() for p in parts)]))

@@ -23,6 +23,7 @@ from kldcloud.qad.modelopt.environment import Environment, find_environment
 from kldcloud.qad.modelopt.pinned import COMMIT, REQUIREMENTS
 from kldcloud.qad.modelopt.workplace import Workplace, steps
 from kldcloud.qad.progress_file import Telling, end_told, first_progress, looked, read_record
+from kldcloud.qad.training_tokens import open_tokens
 from kldcloud.qad.whole_file import whole_file, written
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.qad_job import QadJob
@@ -150,11 +151,12 @@ def _train(
     from kldcloud.qad.modelopt.running import log_tail, logged_step, read_progress, run_steps
     from kldcloud.qad.modelopt.teacher_folder import is_complete, write_teacher
 
-    write_configuration(order, work, files.teacher.header.architecture, trainer.gpus)
+    tokens = open_tokens(order.tokens, store)
+    write_configuration(order, tokens, work, files.teacher.header.architecture, trainer.gpus)
     if not is_complete(work.teacher):
         progress.note("writing the teacher as transformers reads it")
         write_teacher(files.teacher.path, work.teacher)
-    commands = steps(trainer.environment, work, int(order.tokens.shape[1]))
+    commands = steps(trainer.environment, work, order.tokens.context)
     variables = trainer.environment.variables(work.libraries)
     before = read_progress(work, order.eval_every)
     if before.step:

@@ -14,9 +14,11 @@ from kldcloud.errors import KldcloudError, StoreError
 from kldcloud.pipeline.machines import Machines, World
 from kldcloud.pipeline.plan import run_id
 from kldcloud.pipeline.progress import Progress
-from kldcloud.pipeline.qad_files import QadFiles, QadTexts, tokens_digest
+from kldcloud.pipeline.qad_files import QadFiles
+from kldcloud.pipeline.qad_texts import QadTexts, tokens_digest
 from kldcloud.pipeline.work import reference
 from kldcloud.qad.progress_file import end_told, first_progress, read_progress, tell
+from kldcloud.qad.training_tokens import reference as kept_as
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.store.base import Store
@@ -78,7 +80,7 @@ def training_order(
         prefix=f"qad/{run}",
         teacher=reference(files.teacher),
         init=reference(files.init),
-        tokens=texts.training,
+        tokens=kept_as(f"qad/{run}", texts.training),
         heldout=texts.looks,
         train=train,
         eval_every=job.eval.every,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kldcloud.errors import FormatError, UserError
-from kldcloud.models.cache import cache_dir
+from kldcloud.models.cache import cache_dir, cache_folder
 from kldcloud.models.digests import model_sha256, remember_sha256
 from kldcloud.models.folder_copy import fetch_folder
 from kldcloud.models.folder_digest import folder_sha256
@@ -20,8 +20,10 @@ from kldcloud.models.sources import decode_text, fetch, fetch_model, pinned, rea
 from kldcloud.models.store_copy import cached_copy
 from kldcloud.pipeline.progress import Bar, Progress
 from kldcloud.pipeline.tasks import ModelRef
+from kldcloud.qad.whole_file import whole_file, written
 from kldcloud.spec.uri import SourceUri, parse_uri
 from kldcloud.store.base import Store
+from kldcloud.store.digest import sha256_bytes
 
 FETCHED_ANYWHERE = ("hf", "s3")
 """Schemes that mean the same file on every machine."""
@@ -82,6 +84,12 @@ class Sources:
                 return read_text(uri, cache=cache_dir(), progress=bar.reach)
             return decode_text(self._copy(there, bar).read_bytes(), str(uri))
 
+    def text_file(self, uri: SourceUri, progress: Progress) -> Path:
+        """The path of a text on this machine, which nobody has read yet."""
+        if uri.scheme == "builtin":
+            return _builtin_file(self.read_text(uri, progress))
+        return self.fetch(uri, progress)
+
     def origin(self, uri: SourceUri, path: Path) -> str:
         """What other machines can fetch it from; empty if only the store has it for them.
 
@@ -96,6 +104,16 @@ class Sources:
     def _copy(self, there: ShippedFile, bar: Bar) -> Path:
         assert self.store is not None  # noqa: S101 - both callers have asked
         return _from_store(self.store, there.sha256, there.size, bar.reach)
+
+
+def _builtin_file(text: str) -> Path:
+    """A text that comes with this Python, as a file of the cache."""
+    data = text.encode()
+    path = cache_folder("texts", "texts") / sha256_bytes(data)
+    if not path.exists():
+        with whole_file(path) as part, written(path):
+            part.write_bytes(data)
+    return path
 
 
 HERE = Sources()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from kldcloud.errors import UserError
 
@@ -47,6 +49,12 @@ class Batches:
     def step(self, number: int) -> Sequence[int]:
         """Indices of a step's chunks; each pass has a permutation of its own."""
         epoch, at = divmod(number, self.an_epoch)
-        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.chunks)
+        order = _order(self.seed, epoch, self.chunks)
         chosen: list[int] = order[at * self.global_batch :][: self.global_batch].tolist()
         return chosen
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, chunks: int) -> npt.NDArray[np.int64]:
+    """int64 [chunks]; kept, as millions of chunks take as long as a small step."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(chunks)

@@ -29,7 +29,8 @@ from kldcloud.qad.precision import COMPUTED_IN, narrow, recompute
 from kldcloud.qad.schedule import rate_at
 from kldcloud.qad.sharding import like, shard, whole
 from kldcloud.qad.student import NORMS, hidden_states, output_head
-from kldcloud.qad.training_order import Tokens, TrainingOrder, is_over
+from kldcloud.qad.training_order import TrainingOrder, is_over
+from kldcloud.qad.training_tokens import Tokens, open_tokens
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store.base import Store
 
@@ -91,10 +92,11 @@ class Training:
         self._rank, self._world, self._device = rank, world, device
         self._sharded = sharded
         self._checkpoints = Checkpoints(store, order.prefix, order.run)
+        self._tokens = open_tokens(order.tokens, store)
         calibrate = None
         if order.activations:
             calibrate = calibration(
-                store, order.prefix, self._tensor(order.tokens[:CALIBRATION_CHUNKS])
+                store, order.prefix, self._tensor(self._tokens[:CALIBRATION_CHUNKS])
             )
         teacher, init = (local_copy(each, store, _silent) for each in (order.teacher, order.init))
         self._pair = load_pair(teacher, init, order.train, device, calibrate)
@@ -168,12 +170,12 @@ class Training:
         """Gradients of one step, summed over all processes and clipped: mean loss and norm."""
         order = self._order
         chosen = order.batches.step(number)
-        count = len(chosen) * order.tokens.shape[1]
+        count = len(chosen) * order.tokens.context
         mine = chosen[self._rank :: self._world]
         self._optimizer.zero_grad(set_to_none=False)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for at in range(0, len(mine), order.train.micro_batch):
-            tokens = self._tensor(order.tokens[mine[at : at + order.train.micro_batch]])
+            tokens = self._tensor(self._tokens[mine[at : at + order.train.micro_batch]])
             with torch.no_grad():
                 wanted = hidden_states(self._pair.teacher, tokens, self._dtype)
             states = hidden_states(self._pair.student.model, tokens, self._dtype)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from kldcloud.pipeline.tasks import ModelRef
 from kldcloud.qad.batches import Batches
 from kldcloud.qad.looks import Progressed
+from kldcloud.qad.training_tokens import KeptTokens, Tokens
 from kldcloud.spec.qad_job import TrainSpec
-
-Tokens = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +20,7 @@ class TrainingOrder:
         prefix: of the run's keys in the store.
         teacher: a GGUF, wherever a process is.
         init: a quantised GGUF of it.
-        tokens: int32 [n, context], the training chunks.
+        tokens: the training chunks, in the store.
         heldout: int32 [m, context], those that are looked at on the way.
         train: how.
         eval_every: steps between two looks.
@@ -38,7 +34,7 @@ class TrainingOrder:
     prefix: str
     teacher: ModelRef
     init: ModelRef
-    tokens: Tokens
+    tokens: KeptTokens
     heldout: Tokens
     train: TrainSpec
     eval_every: int
@@ -50,12 +46,12 @@ class TrainingOrder:
     @property
     def batches(self) -> Batches:
         train = self.train
-        return Batches(len(self.tokens), train.global_batch, train.epochs, train.seed)
+        return Batches(self.tokens.chunks, train.global_batch, train.epochs, train.seed)
 
     @property
     def tokens_a_step(self) -> int:
         """Tokens of a whole step, over all processes."""
-        return self.train.global_batch * int(self.tokens.shape[1])
+        return self.train.global_batch * self.tokens.context
 
 
 def is_over(progressed: Progressed, order: TrainingOrder) -> bool:

@@ -106,6 +106,15 @@ class FolderStore:
                 return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
+    def path(self, key: str) -> Path:
+        """Return the file that an object is, for reading in place.
+
+        Raises:
+            StoreError: there is no such object.
+        """
+        with self._opened(key):
+            return self._path(key)
+
     def write_new(self, key: str, data: bytes | memoryview) -> bool:
         """Create the object, or leave the one that is there; see `Store.write_new`."""
         return self._put(key, lambda file: _write_all(file, data), replace=False)

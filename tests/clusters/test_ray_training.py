@@ -42,8 +42,10 @@ def processes_that_train() -> list[int]:
 
 def test_a_process_that_is_killed_changes_no_bit(tmp_path: Path) -> None:
     teacher = tiny_teacher(tmp_path)
-    whole = order(teacher, tiny_init(teacher), checkpoint_every=2, train={"epochs": 3})
     quiet, disturbed = (open_store(str(tmp_path / name)) for name in ("quiet", "disturbed"))
+    init, options = tiny_init(teacher), {"checkpoint_every": 2, "train": {"epochs": 3}}
+    whole = order(teacher, init, quiet, **options)
+    assert order(teacher, init, disturbed, **options).tokens == whole.tokens
     train(LocalMachines(), TWO, partial(train_process, whole, quiet.uri))
 
     killed = []

@@ -449,9 +449,9 @@ def test_an_object_with_wrong_bytes_is_named_and_leaves_nothing_to_believe(place
     with pytest.raises(FormatError) as caught:
         place.copy()
     assert str(caught.value) == (
-        f"{KEY} in {place.store.uri} has SHA-256 {sha256_bytes(wrong)[:16]}..., not the one in its"
-        " name; run the same command again; if that does not help, delete that object and launch"
-        " the job again on the machine that has the file"
+        f"{KEY} in {place.store.uri} has SHA-256 {sha256_bytes(wrong)[:16]}..., not"
+        f" {SHA256[:16]}...; run the same command again; if that does not help, delete that object"
+        " and launch the job again on the machine that has the file"
     )
     assert place.names() == [".lock"]
     place.object.write_bytes(DATA)

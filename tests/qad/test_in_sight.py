@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def train(files: tuple[Path, Path], store: Store, **changes: Any) -> None:
-    train_process(order(*files, **changes), store.uri, 0, 1, "cpu")
+    train_process(order(*files, store, **changes), store.uri, 0, 1, "cpu")
 
 
 def charts(store: Store) -> list[EventAccumulator]:

@@ -70,7 +70,7 @@ def looks(store: Store, step: int) -> list[float]:
 
 
 def run(store: Store, *args: object, upto: int | None = None, **kwargs: object) -> None:
-    steps = Training(order(*args, **kwargs), store).steps()  # type: ignore[arg-type]
+    steps = Training(order(*args, store, **kwargs), store).steps()  # type: ignore[arg-type]
     for _ in islice(steps, upto):
         pass
 
@@ -101,7 +101,7 @@ def test_the_rounded_teacher_runs_in_llama_cpp_as_in_torch(
 ) -> None:
     teacher = tiny_teacher(tmp_path, architecture)
     init = tiny_nvfp4(teacher)
-    chunk = order(teacher, init).heldout[0]
+    chunk = order(teacher, init, open_store(str(tmp_path / "store"))).heldout[0]
     ours, theirs = torch_logits(init, chunk), llama_logits(init, chunk)
     assert torch.isfinite(theirs).all()
     lost = kld(torch_logits(teacher, chunk), ours)
@@ -151,7 +151,7 @@ def test_where_llama_cpp_forgets_the_scales_it_is_refused(
     # The day that this fails, the architecture can be taken in.
     monkeypatch.setattr(nvfp4_file, "RUN_BY_LLAMA_CPP", ARCHITECTURES)
     init = tiny_nvfp4(teacher)
-    chunk = order(teacher, init).heldout[0]
+    chunk = order(teacher, init, open_store(str(tmp_path / "store"))).heldout[0]
     ours, theirs = torch_logits(init, chunk), llama_logits(init, chunk)
     assert torch.isfinite(ours).all()
     assert not kld(ours, theirs) < 0.1
@@ -271,7 +271,7 @@ def test_quantised_activations_are_calibrated_once_and_cost_something(
     with torch.no_grad():
         for each in tokens:
             model(each[None])
-    training = Training(order(teacher, init, activations=True, **MANY), rough)
+    training = Training(order(teacher, init, rough, activations=True, **MANY), rough)
     student = training._pair.student.model
     for name, largest in seen.items():
         scale = student.get_submodule(name).input_format.tensor_scale

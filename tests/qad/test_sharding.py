@@ -22,8 +22,9 @@ STEPS = 5
 
 def train(store: Path, teacher: Path, init: Path, **options: object) -> None:
     """Train all five steps, one checkpoint at step 2 and one at the end."""
-    whole = order(teacher, init, train=TRAIN, checkpoint_every=2, eval_every=STEPS, keep=9)
-    for _ in Training(whole, open_store(str(store)), **options).steps():  # type: ignore[arg-type]
+    kept = open_store(str(store))
+    whole = order(teacher, init, kept, train=TRAIN, checkpoint_every=2, eval_every=STEPS, keep=9)
+    for _ in Training(whole, kept, **options).steps():  # type: ignore[arg-type]
         pass
 
 
@@ -91,6 +92,7 @@ def test_what_spread_models_cannot_do_is_refused(
     tmp_path: Path, train: dict[str, object], reason: str
 ) -> None:
     teacher = tiny_teacher(tmp_path, layers=1)
-    whole = order(teacher, tiny_init(teacher), train=train)
+    store = open_store(str(tmp_path / "store"))
+    whole = order(teacher, tiny_init(teacher), store, train=train)
     with pytest.raises(UserError, match=reason):
-        Training(whole, open_store(str(tmp_path / "store")), world=2, sharded=True)
+        Training(whole, store, world=2, sharded=True)

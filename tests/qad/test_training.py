@@ -115,7 +115,7 @@ def test_an_init_without_codes_is_refused(teacher: Path) -> None:
 def run(store: Store, *args: object, upto: int | None = None, **kwargs: object) -> list[StepDone]:
     """Train to the end, or until a process is killed after some steps."""
     done = []
-    for each in Training(order(*args, **kwargs), store).steps():  # type: ignore[arg-type]
+    for each in Training(order(*args, store, **kwargs), store).steps():  # type: ignore[arg-type]
         done.append(each)
         if len(done) == upto:
             break
@@ -136,8 +136,8 @@ def test_it_learns_and_says_so(teacher: Path, init: Path, tmp_path: Path) -> Non
 def test_a_look_is_the_divergence_of_the_sweeps_positions(
     teacher: Path, init: Path, tmp_path: Path
 ) -> None:
-    whole = order(teacher, init)
     store = open_store(str(tmp_path))
+    whole = order(teacher, init, store)
     next(Training(whole, store).steps())
     found = Checkpoints(store, whole.prefix, whole.run).progressed(0).looks[0]
     kld, same_top = [], []
@@ -208,8 +208,9 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_what_was_good(
     assert run(store, teacher, init)[0].step == 6
 
 
-def test_patience_and_a_bound_end_it(teacher: Path, init: Path) -> None:
-    whole = order(teacher, init, train={"patience": 2, "skip_below": 0.1})
+def test_patience_and_a_bound_end_it(teacher: Path, init: Path, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    whole = order(teacher, init, store, train={"patience": 2, "skip_below": 0.1})
     looks = (Look(0, 0.5, 0.5), Look(5, 0.4, 0.5))
     assert not is_over(Progressed(0, ()), whole)
     assert not is_over(Progressed(0, looks[:1]), whole)
@@ -248,7 +249,7 @@ def test_the_exported_file_runs_in_llama_cpp_as_the_student_did(
 
     pair = load_pair(teacher, init, TRAIN)
     named = {n: p for group in pair.student.groups.values() for n, p in group.items()}
-    chunk = order(teacher, init).heldout[0]
+    chunk = order(teacher, init, store).heldout[0]
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(trained[name])

@@ -19,6 +19,7 @@ from kldcloud.qad.whole_file import written
 
 if TYPE_CHECKING:
     from kldcloud.qad.training_order import TrainingOrder
+    from kldcloud.qad.training_tokens import Tokens
 
 _HEAD: Final = ("*embed_tokens*", "*lm_head*")
 _NORMS: Final = "*norm.weight"
@@ -133,7 +134,7 @@ def blend_settings(order: TrainingOrder, work: Workplace) -> dict[str, Any]:
 
     So a cache that is not found ends the run, and no other text is trained on.
     """
-    training, heldout = len(order.tokens), len(order.heldout)
+    training, heldout = order.tokens.chunks, len(order.heldout)
     source = {"split": "train", "ratio": 1, "apply_chat_template": False}
     return {
         "blend_size": training + heldout,
@@ -143,9 +144,16 @@ def blend_settings(order: TrainingOrder, work: Workplace) -> dict[str, Any]:
 
 
 def write_configuration(
-    order: TrainingOrder, work: Workplace, architecture: str, gpus: int
+    order: TrainingOrder, tokens: Tokens, work: Workplace, architecture: str, gpus: int
 ) -> None:
     """Write all that the commands read, but for the teacher.
+
+    Args:
+        order: what is trained, and how.
+        tokens: int32 [n, context], the training chunks.
+        work: where to.
+        architecture: the teacher's.
+        gpus: that train.
 
     Raises:
         UserError: the GPUs cannot share a step evenly.
@@ -164,20 +172,20 @@ def write_configuration(
         for path, settings in files.items():
             path.write_text(yaml.safe_dump(settings, sort_keys=False))
         for path, chunks in (
-            (work.training_chunks, order.tokens),
+            (work.training_chunks, tokens),
             (work.looked_at_chunks, order.heldout),
         ):
-            np.save(path, chunks.astype("<i4"), allow_pickle=False)
+            np.save(path, chunks.astype("<i4", copy=False), allow_pickle=False)
 
 
 def _data_settings(order: TrainingOrder, work: Workplace) -> dict[str, Any]:
     """What both scripts are told of the text, and of the model's attention."""
     return {
-        "model_max_length": int(order.tokens.shape[1]),
+        "model_max_length": order.tokens.context,
         "attn_implementation": "sdpa",
         "dataset_config": str(work.blend),
         "dataset_cache_dir": str(work.tokenized),
-        "train_samples": len(order.tokens),
+        "train_samples": order.tokens.chunks,
         "eval_samples": len(order.heldout),
         "shuffle": False,
     }

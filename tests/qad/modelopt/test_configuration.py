@@ -22,8 +22,9 @@ from kldcloud.qad.modelopt.place_chunks import place
 from kldcloud.qad.modelopt.workplace import Workplace, steps
 from kldcloud.qad.nvfp4_file import RUN_BY_LLAMA_CPP
 from kldcloud.qad.training_order import TrainingOrder
+from kldcloud.store import open_store
 from tests.qad.modelopt import their_flags
-from tests.qad.small_training import CONTEXT, order, tiny_teacher
+from tests.qad.small_training import CONTEXT, order, tiny_teacher, training_tokens
 
 WORK = Workplace(Path("/a folder"))
 ENVIRONMENT = Environment(Path("/the environment"))
@@ -35,7 +36,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def order_of(teacher: Path, *, activations: bool = False, **train: Any) -> TrainingOrder:
-    return replace(order(teacher, teacher, train=train), activations=activations)
+    store = open_store(str(teacher.parent / "store"))
+    return replace(order(teacher, teacher, store, train=train), activations=activations)
 
 
 def of_transformers() -> set[str]:
@@ -145,8 +147,8 @@ def test_gpus_that_cannot_share_a_step_are_told_so(teacher: Path) -> None:
 
 def test_the_files_hold_our_chunks_and_say_the_same_again(teacher: Path, tmp_path: Path) -> None:
     work, wanted = Workplace(tmp_path / "work"), order_of(teacher, lr_norms=1e-3)
-    write_configuration(wanted, work, "qwen3", 2)
-    np.testing.assert_array_equal(np.load(work.training_chunks), wanted.tokens)
+    write_configuration(wanted, training_tokens(), work, "qwen3", 2)
+    np.testing.assert_array_equal(np.load(work.training_chunks), training_tokens())
     np.testing.assert_array_equal(np.load(work.looked_at_chunks), wanted.heldout)
     told = yaml.safe_load(work.train.read_text())
     # YAML takes 1e-05 for a text; a rate must come back as a number.
@@ -175,7 +177,7 @@ def test_our_chunks_go_where_its_loader_looks(
 ) -> None:
     """With stand-ins for its packages: checked is what they are given, and where it goes."""
     work, wanted = Workplace(tmp_path), order_of(teacher)
-    write_configuration(wanted, work, "llama", 1)
+    write_configuration(wanted, training_tokens(), work, "llama", 1)
     saved: dict[str, Any] = {}
 
     class Parts(dict[str, Any]):
@@ -201,7 +203,7 @@ def test_our_chunks_go_where_its_loader_looks(
     assert sys.path[0] == str(ENVIRONMENT.example)
     where = named(work.blend, f"{work.teacher}-{CONTEXT}", CONTEXT, work.tokenized)
     assert list(saved) == [where]
-    for part, chunks in (("train", wanted.tokens), ("eval", wanted.heldout)):
+    for part, chunks in (("train", training_tokens()), ("eval", wanted.heldout)):
         for row, chunk in zip(saved[where][part], chunks, strict=True):
             assert row["input_ids"] == row["labels"] == chunk.tolist()
             assert row["attention_mask"] == [1] * CONTEXT

@@ -1,0 +1,176 @@
+"""The text of a distillation in pieces: what is trained on, looked at, and left unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from kldcloud.corpus.chunks import Tokens, cut_chunks
+from kldcloud.errors import UserError
+from kldcloud.models.cache import cache_folder
+from kldcloud.models.engine import Vocabulary
+from kldcloud.models.llama_tokenizer import open_llama_tokenizer
+from kldcloud.models.long_text import LongText
+from kldcloud.models.long_tokens import LongTokenizer, TokenPiece
+from kldcloud.pipeline.found import about
+from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.sources import Sources
+from kldcloud.qad.training_tokens import TokenFile, write_tokens
+from kldcloud.qad.whole_file import whole_file, written
+from kldcloud.spec.qad_job import QadJob
+
+_READ_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class QadTexts:
+    """The text of a job, in three parts that do not overlap.
+
+    Attributes:
+        training: what is trained on.
+        looks: int32 [m, context], what is looked at while training; it chooses the best checkpoint.
+        proof: a file of the rest, which nothing has seen: what the result is measured on. Where the
+            job says how many chunks, no more of a long rest than they need.
+    """
+
+    training: TokenFile
+    looks: Tokens
+    proof: Path
+
+
+def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) -> QadTexts:
+    """Cut the job's text, at ends of lines.
+
+    Raises:
+        UserError: the text is too short for its parts.
+    """
+    data = job.data
+    with about("data.text"):
+        text = LongText(sources.text_file(data.text, progress), str(data.text))
+    if job.eval.second_text is not None:
+        # Read again for the sweep; what is not there is said now, not after hours of training.
+        with about("eval.second_text"):
+            sources.read_text(job.eval.second_text, progress)
+    with open_llama_tokenizer(teacher) as tokenizer:
+        cores = len(os.sched_getaffinity(0))
+        long = LongTokenizer(tokenizer.text, cores)
+        return _Cutting(job, text, long, tokenizer.vocabulary, progress).parts()
+
+
+@dataclass(frozen=True, slots=True)
+class _Cutting:
+    """A text and what cuts it."""
+
+    job: QadJob
+    text: LongText
+    tokenizer: LongTokenizer
+    vocabulary: Vocabulary
+    progress: Progress
+
+    def parts(self) -> QadTexts:
+        """The three parts; the last two are at the end of the text."""
+        data, text = self.job.data, self.text
+        split = text.line_end(text.place(round(text.characters * (1 - data.heldout))))
+        held = [
+            (each.stop, len(each.tokens))
+            for each in self._pieces("counting held-out tokens", split, text.end)
+        ]
+        tokens = sum(count for _, count in held)
+        wanted = self.job.eval.chunks
+        if wanted == "all":
+            wanted = tokens // data.context // 2 - 1
+        # Looks take a part of the held-out text, and leave at least as much of it unseen.
+        share = (wanted + 1) * data.context / max(tokens, 1)
+        if share > 1 / 2:
+            raise UserError(
+                f"data.text: its held-out part has {tokens:,} tokens, too few for"
+                f" {wanted} chunks of {data.context} to look at and as many to be measured on",
+                hint="give a longer text, a larger data.heldout, or fewer eval.chunks",
+            )
+        before = text.characters_before(split)
+        middle = text.line_end(text.place(before + round((text.characters - before) * share)))
+        looks = self._looks(split, middle, wanted)
+        training = self._training(split)
+        proof = _part_file(text, middle, self._proof_end(held, middle))
+        return QadTexts(training, looks, proof)
+
+    def _looks(self, start: int, stop: int, chunks: int) -> Tokens:
+        pieces = self._pieces("tokenising held-out text", start, stop)
+        found = np.concatenate([np.empty(0, np.int32), *(each.tokens for each in pieces)])
+        looks = cut_chunks(found, self.job.data.context, chunks)
+        if self._bos is not None:
+            looks = looks.copy()
+            looks[:, 0] = self._bos
+        return looks
+
+    def _training(self, stop: int) -> TokenFile:
+        data = self.job.data
+        limit: int | Literal["all"] = "all"
+        if data.tokens != "all":
+            limit = max(data.tokens // data.context, 1)
+        with closing(self._pieces("tokenising training text", 0, stop)) as pieces:
+            parts = (each.tokens for each in pieces)
+            return write_tokens(parts, data.context, limit, self._bos)
+
+    def _proof_end(self, held: list[tuple[int, int]], middle: int) -> int:
+        """Where there are tokens enough for all chunks that are to be measured, and one more.
+
+        Args:
+            held: the place where each piece of the held-out text ends, and its tokens.
+            middle: where what is measured begins.
+        """
+        chunks = self.job.eval.heldout_chunks
+        if chunks == "all":
+            return self.text.end
+        missing = (chunks + 1) * self.job.data.context
+        whole = [
+            (stop, tokens)
+            for (start, _), (stop, tokens) in zip([(0, 0), *held], held, strict=False)
+            if start >= middle
+        ]
+        for stop, tokens in whole:
+            missing -= tokens
+            if missing <= 0:
+                return stop
+        return self.text.end
+
+    @property
+    def _bos(self) -> int | None:
+        """What an engine evaluates every chunk with; None where the vocabulary adds none."""
+        return self.vocabulary.bos if self.vocabulary.add_bos else None
+
+    def _pieces(self, label: str, start: int, stop: int) -> Generator[TokenPiece]:
+        with self.progress.bar(label, stop - start) as bar:
+            for each in self.tokenizer.pieces(self.text, start, stop):
+                yield each
+                bar.reach(each.stop - start, stop - start)
+
+
+def _part_file(text: LongText, start: int, stop: int) -> Path:
+    """A part of a text as a file of this machine's cache, by its digest."""
+    digest = hashlib.sha256()
+    for block in text.blocks(start, stop):
+        digest.update(block)
+    path = cache_folder("texts", "texts") / f"{digest.hexdigest()[:32]}.txt"
+    if not path.exists():
+        with whole_file(path) as part, written(path), part.open("wb") as file:
+            file.writelines(text.blocks(start, stop))
+    return path
+
+
+def tokens_digest(training: TokenFile, looks: Tokens) -> str:
+    """SHA-256 of both parts, one after the other, with their shapes."""
+    shapes = [(training.chunks, training.context), looks.shape]
+    digest = hashlib.sha256(repr(shapes).encode())
+    with training.path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    digest.update(np.asarray(looks, "<i4").tobytes())
+    return digest.hexdigest()

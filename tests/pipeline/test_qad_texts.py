@@ -1,0 +1,129 @@
+"""A distillation's text in pieces: the parts that cutting all of it at once comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kldcloud.corpus.chunks import Tokens, cut_chunks
+from kldcloud.errors import UserError
+from kldcloud.models import long_text, long_tokens
+from kldcloud.models.llama_tokenizer import LlamaTokenizer, open_llama_tokenizer
+from kldcloud.pipeline.progress import Silent
+from kldcloud.pipeline.qad_texts import QadTexts, qad_texts, tokens_digest
+from kldcloud.pipeline.sources import HERE
+from kldcloud.spec.qad_job import QadJob
+from kldcloud.store.digest import sha256_bytes
+from tests.golden.cases import TEXT
+from tests.tiny_models import BOS_ID, tiny_pair
+
+CONTEXT = 64
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KLDCLOUD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(long_tokens, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(long_text, "_BLOCK_BYTES", 4000)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["BOS", "no BOS"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    return tiny_pair(folder, vocabulary=321, bos=request.param).base
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(Path(TEXT).read_text().replace("the", "größer") * 3)
+    return path
+
+
+def job(model: Path, text: Path, chunks: Any = 4, heldout: Any = "all", **data: Any) -> QadJob:
+    return QadJob.model_validate(
+        {
+            "kind": "qad",
+            "name": "x",
+            "teacher": str(model),
+            "student": {"init": {"quantize": "Q4_0"}},
+            "data": {"text": str(text), "context": CONTEXT, "heldout": 0.4, **data},
+            "train": {"global_batch": 1},
+            "eval": {"every": 1, "chunks": chunks, "heldout_chunks": heldout},
+            "store": "s",
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Parts that were cut from a text in memory."""
+
+    training: Tokens
+    looks: Tokens
+    proof: str
+
+
+def whole(wanted: QadJob, text: str, tokenizer: LlamaTokenizer) -> Whole:
+    text = text.removesuffix("\n")
+    split = text.index("\n", round(len(text) * (1 - wanted.data.heldout))) + 1
+    held = len(tokenizer.text(text[split:]))
+    chunks = wanted.eval.chunks
+    count = held // CONTEXT // 2 - 1 if chunks == "all" else chunks
+    middle = split + round((len(text) - split) * ((count + 1) * CONTEXT / held))
+    middle = text.index("\n", middle) + 1
+    tokens = wanted.data.tokens
+    limit = "all" if tokens == "all" else tokens // CONTEXT
+    training = cut_chunks(tokenizer.text(text[:split]), CONTEXT, limit).copy()
+    looks = cut_chunks(tokenizer.text(text[split:middle]), CONTEXT, count).copy()
+    if tokenizer.vocabulary.add_bos:
+        training[:, 0] = looks[:, 0] = BOS_ID
+    return Whole(training, looks, text[middle:])
+
+
+def parts(wanted: QadJob, model: Path) -> QadTexts:
+    return qad_texts(wanted, model, Silent(), HERE)
+
+
+@pytest.mark.parametrize("tokens", ["all", 1000, 64])
+@pytest.mark.parametrize("chunks", [4, "all"])
+def test_parts_are_those_of_the_whole_text(
+    model: Path, text: Path, tokens: Any, chunks: Any
+) -> None:
+    wanted = job(model, text, chunks, tokens=tokens)
+    found = parts(wanted, model)
+    with open_llama_tokenizer(model) as tokenizer:
+        alone = whole(wanted, text.read_text(), tokenizer)
+    assert np.array_equal(found.training.open(), alone.training)
+    assert np.array_equal(found.looks, alone.looks)
+    assert found.proof.read_text() == alone.proof
+    # What the ids of runs have been made of since the first one.
+    shapes = repr([alone.training.shape, alone.looks.shape]).encode()
+    data = shapes + alone.training.tobytes() + alone.looks.tobytes()
+    assert tokens_digest(found.training, found.looks) == sha256_bytes(data)
+
+
+def test_of_a_long_rest_no_more_is_measured_than_the_job_says(model: Path, text: Path) -> None:
+    everything = parts(job(model, text), model).proof.read_text()
+    for chunks in (2, 20, 50):
+        proof = parts(job(model, text, heldout=chunks), model).proof.read_text()
+        assert everything.startswith(proof)
+        with open_llama_tokenizer(model) as tokenizer:
+            found, wanted = (
+                cut_chunks(tokenizer.text(each.removesuffix("\n")), CONTEXT, chunks)
+                for each in (proof, everything)
+            )
+        assert np.array_equal(found, wanted)
+    assert len(proof) < len(everything) / 2
+
+
+def test_a_text_that_is_too_short_is_refused_and_leaves_nothing(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"data.text: its held-out part has [0-9,]+ tokens, too"):
+        parts(job(model, text, 10_000), model)
+    assert not list((tmp_path / "cache").glob("tokens/*"))
