@@ -182,7 +182,7 @@ class Training:
             found = kld_sum(states, self._student_head(), wanted, self._teacher_head)
             # Sharded gradients come back as means over the processes; sums are wanted.
             scale = self._world if self._sharded else 1
-            (scale * found.total / count).backward()
+            (scale * found.total / count).backward()  # type: ignore[no-untyped-call]
             total += found.total.detach()
         parameters = self._parameters()
         if self._world > 1:

@@ -283,4 +283,4 @@ def test_quantised_activations_are_calibrated_once_and_cost_something(
     assert rough.read(key) == before
     rough.write(key, b'{"model.layers.0.mlp.up_proj.weight":1}')
     with pytest.raises(FormatError, match="not what calibration found"):
-        run(rough, teacher, init, activations=True)
+        run(rough, teacher, init, activations=True, **MANY)
