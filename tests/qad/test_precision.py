@@ -160,6 +160,14 @@ def test_a_tied_head_stays_the_embedding(tmp_path: Path, trains: bool) -> None:
     assert (head_parameter(pair.student.model) in pair.student.groups.get(HEAD, {})) == trains
 
 
+def test_a_head_that_trains_without_a_format_stays_float32(teacher: Path) -> None:
+    pair = narrowed(teacher, tiny_nvfp4(teacher), train_head=True)
+    weight = pair.student.groups[HEAD]["lm_head.weight"]
+    loss(pair, BFLOAT16).backward()
+    assert (weight.dtype, weight.grad.dtype) == (torch.float32, torch.float32)
+    assert output_head(pair.student.model, BFLOAT16).weight.dtype == BFLOAT16
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_products_are_in_bfloat16_and_the_residual_stream_is_not(
     tmp_path: Path, architecture: str
