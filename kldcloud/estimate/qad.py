@@ -217,7 +217,8 @@ class QadPlan:
         trained = ", ".join(name for name, is_trained in parts.items() if is_trained)
         batch = _counted(train.global_batch, "chunk")
         inputs = "; activations in NVFP4" if self.job.student.activations else ""
-        return f"{steps} of {batch}{passes}: {trained}; lr {train.lr:g}{inputs}"
+        precision = "bfloat16 on GPUs" if train.precision == "auto" else train.precision
+        return f"{steps} of {batch}{passes}: {trained}; lr {train.lr:g}; {precision}{inputs}"
 
     def _evaluation(self) -> str:
         found = self.job.eval

@@ -596,6 +596,8 @@ def test_model_optimizer_starts_from_its_own_settings_and_takes_a_jobs(tmp_path:
         (["export="], "export.to: modelopt exports a folder (its GGUF is made beside it): write"),
         (["train.patience=3"], "train.patience: modelopt trains all steps"),
         (["train.skip_below=0.1"], "train.skip_below: modelopt trains in any case"),
+        (["train.precision=float32"], "train.precision: modelopt trains in bfloat16: leave it"),
+        (["train.recompute=false"], "train.recompute: modelopt keeps no activations: leave it"),
         (["train.train_head=true"], "train.train_head: an nvfp4 student has"),
         (["checkpoints.every=40"], "checkpoints.every: modelopt keeps the best of what it looks"),
         (["train=fast"], "train: "),
