@@ -101,9 +101,16 @@ def empty_model(numbers: Hyperparameters, dtype: torch.dtype, attention: str) ->
             config, dtype=dtype, attn_implementation=attention
         )
     # No file holds these two: they follow from the configuration, and are made again for real.
-    decoder = model.get_submodule("model")
-    decoder.rotary_emb = type(decoder.rotary_emb)(config)
+    model.get_submodule("model").rotary_emb = rotary_embedding(config)
     embedding = model.get_input_embeddings()
     if numbers.architecture == "gemma3":
         embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale)
     return model
+
+
+def rotary_embedding(config: PreTrainedConfig) -> torch.nn.Module:
+    """What turns queries and keys in a model of this configuration: its frequencies, for real."""
+    with torch.device("meta"):
+        one_layer = AutoModelForCausalLM.from_config(config)
+    module: torch.nn.Module = one_layer.get_submodule("model").rotary_emb
+    return type(module)(config)

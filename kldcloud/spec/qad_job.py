@@ -52,9 +52,9 @@ class TeacherSpec(SpecModel):
     """The model that the student is drawn back to; never changed. A file alone stands for `model`.
 
     Attributes:
-        model: a GGUF file.
+        model: a GGUF file, or a folder or repository of safetensors, of which a GGUF is made.
         convert: the type that it is converted to first, which makes a quantised file usable as the
-            base of `quantize`.
+            base of `quantize`; a folder has its own without it.
         name: what reports call it.
     """
 
