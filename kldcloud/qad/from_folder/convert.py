@@ -27,6 +27,8 @@ _LAYOUT: Final = "kldcloud-folder-gguf/1"
 """Part of the name in the cache: raised whenever the same folder would make another file."""
 _NAMES: Final = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 """Special tokens, as transformers and as llama.cpp calls them."""
+_KEYS: Final = {"query_width": "query_pre_attn_scalar", "softcap": "final_logit_softcapping"}
+"""Numbers whose names people know from config.json."""
 
 
 def folder_gguf(
@@ -120,6 +122,7 @@ def _check_numbers(part: Path, numbers: Hyperparameters, folder: ModelFolder) ->
     found, wanted = asdict(map_model(part).hyperparameters), asdict(numbers)
     for name, value in wanted.items():
         if found[name] != value:
+            key = _KEYS.get(name, name)
             raise refused_model(
-                folder.path, f"{name} is {str(value)[:60]}, which llama.cpp takes for {found[name]}"
+                folder.path, f"{key} is {str(value)[:60]}, which llama.cpp takes for {found[name]}"
             )

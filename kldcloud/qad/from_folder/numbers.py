@@ -24,8 +24,9 @@ from kldcloud.qad.from_folder.refusals import refused_model
 from kldcloud.qad.hyperparameters import Hyperparameters, WindowedAttention
 from kldcloud.qad.transformers_config import rotary_embedding, transformers_config
 
-_DIVIDED: Final = ("llama3", "longrope")
-"""Rotations that a GGUF has as one divisor a frequency."""
+_STRETCHES: Final = frozenset({"default", "linear"})
+_DIVIDES: Final = frozenset({"llama3", "longrope"})
+"""Rotations that a GGUF has as one divisor a frequency, which llama.cpp heeds in llama alone."""
 _MOVES_NO_LOGIT: Final = frozenset(
     {
         "_name_or_path",
@@ -117,7 +118,7 @@ def _numbers(folder: ModelFolder, config: Any, architecture: str) -> Hyperparame
         epsilon=_float32(config.rms_norm_eps),
         rope_base=_float32(rope["rope_theta"]),
         rope_factor=_float32(rope["factor"]) if kind == "linear" else 1.0,
-        rope_divisors=_divisors(folder, config) if kind in _DIVIDED else None,
+        rope_divisors=_divisors(folder, config) if kind in _DIVIDES else None,
         tied=bool(config.tie_word_embeddings),
         windowed=windowed,
         query_width=config.query_pre_attn_scalar if gemma else head_width,
@@ -161,6 +162,17 @@ def _same(one: object, other: object) -> bool:
 
 
 def _rotations(config: Any, made: Any) -> Iterator[tuple[str, object]]:  # noqa: ANN401
+    rope = config.rope_parameters
+    kinds = _STRETCHES | _DIVIDES if config.model_type == "llama" else _STRETCHES
+    # Others change with a text's length, which the frequencies of a new model do not show.
+    if "full_attention" in rope:
+        known = rope["full_attention"]["rope_type"] in kinds
+        known &= rope["sliding_attention"]["rope_type"] == "default"
+    else:
+        known = rope["rope_type"] in kinds
+    if not known:
+        yield "rope_parameters", rope
+        return
     theirs, ours = rotary_embedding(config), rotary_embedding(made)
     wanted, found = dict(theirs.named_buffers()), dict(ours.named_buffers())
     same = wanted.keys() == found.keys() and all(
@@ -169,7 +181,7 @@ def _rotations(config: Any, made: Any) -> Iterator[tuple[str, object]]:  # noqa:
     )
     scales = [getattr(theirs, name) for name in vars(theirs) if name.endswith("attention_scaling")]
     if not same or not all(math.isclose(scale, 1.0) for scale in scales):
-        yield "rope_parameters", config.rope_parameters
+        yield "rope_parameters", rope
 
 
 def _float32(value: float) -> float:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from unicodedata import normalize
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_tokenizer import TransformersTokenizer
 from kldcloud.qad.from_folder.refusals import BY_LLAMA_CPP
 
+COMPOSE: Final = "normalise the text to NFC, as its own tokenizer does first and llama.cpp does not"
 CHUNK: Final = 512
 """Tokens that both engines evaluate, where the model was made for so many."""
 
@@ -57,10 +59,12 @@ def check_tokens(folder: Path, file: Path, texts: Mapping[str, str]) -> Tokens:
             wanted = tokenizer.text(text)
             found = first_difference(wanted, converted.text(text), converted)
             if found is not None:
+                composed = normalize("NFC", text)
+                alike = np.array_equal(tokenizer.text(composed), converted.text(composed))
                 raise FormatError(
                     f"{folder}: llama.cpp reads {name} otherwise than its own tokenizer: token "
                     f"{found.at:,} is {found.other}, and should be {found.one}",
-                    hint=f"take another text, or {BY_LLAMA_CPP}",
+                    hint=COMPOSE if alike else f"take another text, or {BY_LLAMA_CPP}",
                 )
             first = wanted if first is None else first
     return np.empty(0, np.int32) if first is None else first

@@ -58,6 +58,11 @@ def adds_space(path: Path, tokenizer: Mapping[str, Any]) -> bool:
     raise refused_tokenizer(path, "changes text first in a way not known here (normalizer)")
 
 
+def as_text(token: str) -> str:
+    """A token that is found in a text as it stands: with spaces for SentencePiece's sign."""
+    return token.replace(_SPACE, " ")
+
+
 def scores_of(
     path: Path,
     tokens: Sequence[str],
@@ -78,15 +83,18 @@ def scores_of(
     Raises:
         FormatError: no scores give that order.
     """
+    pieces = {token for token, is_normal in zip(tokens, normal, strict=True) if is_normal}
     scores: dict[str, int] = {}
     last = ""
     for left, right in merges:
         piece = left + right
+        # Others are found before anything is joined.
+        if piece not in pieces:
+            continue
         if piece != last and piece in scores:
             raise refused_tokenizer(path, f"makes the token {piece[:40]!r} early and late")
         scores.setdefault(piece, -len(scores) - 1)
         last = piece
-    pieces = {token for token, is_normal in zip(tokens, normal, strict=True) if is_normal}
     known = set(merges)
     for piece in pieces:
         for at in range(1, len(piece)):

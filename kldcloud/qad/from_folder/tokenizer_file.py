@@ -18,7 +18,7 @@ from kldcloud.errors import FormatError
 from kldcloud.models.bounded_json import read_json_object
 from kldcloud.qad.from_folder.pre_tokenizers import pre_tokenizer_name
 from kldcloud.qad.from_folder.refusals import BY_LLAMA_CPP, refused_tokenizer
-from kldcloud.qad.from_folder.sentencepiece import BYTES, adds_space, scores_of
+from kldcloud.qad.from_folder.sentencepiece import BYTES, adds_space, as_text, scores_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's `enum llama_token_type`."""
@@ -87,9 +87,12 @@ def read_tokenizer(folder: Path, rows: int) -> TokenizerFacts:
         unknown = model.get("unk_token")
         if isinstance(unknown, str) and unknown in vocabulary:
             kinds[vocabulary[unknown]] = UNKNOWN
-        normal = kinds == NORMAL
-        scores = scores_of(path, tokens, normal, merges)
+        scores = scores_of(path, tokens, kinds == NORMAL, merges)
         space = adds_space(path, found)
+        tokens = tuple(
+            as_text(token) if kind == USER_DEFINED else token
+            for token, kind in zip(tokens, kinds, strict=True)
+        )
         return TokenizerFacts("llama", "default", tokens, kinds, (), scores, space)
     if any(" " in part for pair in merges for part in pair):
         raise refused_tokenizer(path, "has a merge with a space in it, which a GGUF cannot keep")
@@ -122,6 +125,8 @@ def _tokens(
     added: Mapping[int, tuple[str, bool]],
     rows: int,
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int32]]:
+    # Gemma 3's smallest has a token for pictures, and neither pictures nor a row for it.
+    added = {at: each for at, each in added.items() if at < rows or not each[1]}
     numbers = [*vocabulary.values(), *added]
     if numbers and not 0 <= min(numbers) <= max(numbers) < rows:
         raise refused_tokenizer(
