@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from kldcloud.errors import FormatError
 from kldcloud.models.ggml_types import GGML_TYPES
+from kldcloud.models.regular_file import DOWNLOAD_AGAIN
 from kldcloud.qad.gguf_retype import NewTensor
 from kldcloud.qad.whole_file import whole_file, written
 
@@ -48,7 +49,7 @@ def write_gguf(
         progress: called with bytes of tensors written and in all.
 
     Raises:
-        FormatError: a tensor's data has another size than its shape says.
+        FormatError: a tensor's data has another size than its shape says, or a text is none.
         StoreError: `target` cannot be written, such as on a full disk.
     """
     total, done = sum(each.nbytes for each in tensors), 0
@@ -75,7 +76,11 @@ def write_gguf(
 
 
 def _text(text: str) -> bytes:
-    raw = text.encode()
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half of a character.
+        raise FormatError(f"{text[:40]!r} is no text", hint=DOWNLOAD_AGAIN) from None
     return struct.pack("<Q", len(raw)) + raw
 
 

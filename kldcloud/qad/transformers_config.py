@@ -101,7 +101,8 @@ def empty_model(numbers: Hyperparameters, dtype: torch.dtype, attention: str) ->
             config, dtype=dtype, attn_implementation=attention
         )
     # No file holds these two: they follow from the configuration, and are made again for real.
-    model.get_submodule("model").rotary_emb = rotary_embedding(config)
+    decoder = model.get_submodule("model")
+    decoder.rotary_emb = type(decoder.rotary_emb)(config)
     embedding = model.get_input_embeddings()
     if numbers.architecture == "gemma3":
         embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale)
@@ -111,6 +112,6 @@ def empty_model(numbers: Hyperparameters, dtype: torch.dtype, attention: str) ->
 def rotary_embedding(config: PreTrainedConfig) -> torch.nn.Module:
     """What turns queries and keys in a model of this configuration: its frequencies, for real."""
     with torch.device("meta"):
-        one_layer = AutoModelForCausalLM.from_config(config)
-    module: torch.nn.Module = one_layer.get_submodule("model").rotary_emb
-    return type(module)(config)
+        model = AutoModelForCausalLM.from_config(config)
+    made: torch.nn.Module = type(model.get_submodule("model").rotary_emb)(config)
+    return made

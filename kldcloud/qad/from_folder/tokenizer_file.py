@@ -111,7 +111,8 @@ def _vocabulary(path: Path, model: Mapping[str, Any]) -> Mapping[str, int]:
 def _added(path: Path, found: Mapping[str, Any]) -> Mapping[int, tuple[str, bool]]:
     """Tokens found before text is split: number -> token, and whether it is special."""
     added = {}
-    for entry in found.get("added_tokens") or ():
+    entries = found.get("added_tokens")
+    for entry in entries if isinstance(entries, list) else ():
         number = entry.get("id") if isinstance(entry, dict) else None
         if type(number) is not int or not isinstance(entry.get("content"), str):
             raise refused_tokenizer(path, "has an added token without id or content")

@@ -145,6 +145,7 @@ def test_tensors_that_have_no_place_or_type(
         (("model", "merges"), ["a zzzz"], "has a merge that makes no token: a zzzz"),
         (("model", "merges"), [["a"]], "has a merge that makes no token: ['a']"),
         (("model", "merges"), [], "has no merges"),
+        (("added_tokens",), [5], "has an added token without id or content"),
         (("added_tokens",), [{"id": 5}], "has an added token without id or content"),
         (("added_tokens",), [{"id": 5, "content": "x"}], "has two tokens of number 5"),
         (
@@ -171,6 +172,13 @@ def test_tokenizers_that_a_gguf_does_not_say(
         look_at_folder(folder)
     assert says in str(caught.value)
     assert "convert_hf_to_gguf.py" in str(caught.value)
+
+
+def test_half_a_character_is_no_token(make: Callable[[str], Path]) -> None:
+    folder = make("llama")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "a\ud800b"}))
+    assert "'a\\ud800b' is no text; download it again" in reason(folder)
 
 
 def test_a_tokenizer_in_other_files_alone_is_refused(make: Callable[[str], Path]) -> None:
