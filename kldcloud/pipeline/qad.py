@@ -17,7 +17,6 @@ from kldcloud.pipeline.qad_copy import copy_here
 from kldcloud.pipeline.qad_files import (
     QadFiles,
     QadTexts,
-    find_teacher,
     qad_files,
     qad_texts,
     ship_models,
@@ -26,6 +25,7 @@ from kldcloud.pipeline.qad_files import (
 )
 from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_modelopt import IDENTITY, find_trainer, train_with_modelopt
+from kldcloud.pipeline.qad_teacher import find_teacher
 from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usable_gpus
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
 from kldcloud.pipeline.runs import job_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,15 @@ def test_only_files_that_the_job_asks_for_are_made() -> None:
     assert files(student={"init": init}) == [rounded, trained]
     init["imatrix"] = "m.dat"
     assert files(student={"init": init}) == [rounded, "Q4_0 with importances", trained]
+
+
+def test_a_folder_becomes_a_gguf_first(tmp_path: Path) -> None:
+    for folder in (str(tmp_path), "hf:org/model", {"model": str(tmp_path), "convert": "F16"}):
+        first, *others = plan_of(teacher=folder).files
+        assert first == "the teacher as a GGUF"
+        assert ("the teacher as F16" in others) is isinstance(folder, dict)
+    for file in (tmp_path / "t.gguf", "hf:org/model/t.gguf", "package:no_such/x"):
+        assert "the teacher as a GGUF" not in plan_of(teacher=str(file)).files
 
 
 def test_a_plan_for_scripts_holds_the_whole_job() -> None:

@@ -130,6 +130,14 @@ def test_a_file_alone_stands_for_its_model(job_file: Path) -> None:
     assert short.student.init.imatrix is None
 
 
+@pytest.mark.parametrize("place", ["hf:org/repo@v1", "package:models/folder", "models/folder"])
+def test_a_teacher_may_be_a_folder_or_a_repository(job_file: Path, place: str) -> None:
+    short = job_of(job_file, f"teacher={place}")
+    assert short == job_of(job_file, f"teacher={{model: {place}}}")
+    assert short.teacher.display_name in {"repo", "folder"}
+    assert "repository; write hf:org/repo/file" in refusal_of(job_file, "student.init=hf:org/repo")
+
+
 def test_an_importance_matrix_is_computed_unless_the_job_says_otherwise(job_file: Path) -> None:
     assert job_of(job_file).student.init.imatrix == "auto"
     assert job_of(job_file, "student.init.imatrix=").student.init.imatrix == "auto"
@@ -275,14 +283,6 @@ MAPPING = "must be a mapping (indented 'key: value' lines)"
             "model: teacher.gguf",
             "model: builtin:python-reference",
             "x.yaml:3: teacher.model: a built-in text is not a model",
-        ),
-        (
-            "model: teacher.gguf",
-            "model: hf:org/repo",
-            (
-                "x.yaml:3: teacher.model: 'hf:org/repo@main' does not name a file of a Hugging "
-                "Face repository; write hf:org/repo/file.gguf, and @revision after it if not main"
-            ),
         ),
         ("model: teacher.gguf, ", "", "x.yaml:3: teacher.model: is missing"),
         (
