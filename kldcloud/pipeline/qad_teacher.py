@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from kldcloud.models.folder_files import TOKENIZER_FILES
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.model_folder import read_model_folder
 from kldcloud.pipeline.found import about
 from kldcloud.pipeline.model_files import ModelFile, folder_model, model_file, quantize_model
 from kldcloud.pipeline.progress import Progress
@@ -35,6 +37,14 @@ def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile
             found = model_file(spec.display_name, spec.model.filename, path, progress, origin)
     convert = spec.convert or ("F16" if _is_quantised(found.header) else None)
     return found if convert is None else quantize_model(found, convert, found.name, progress)
+
+
+def tokenizer_files(job: QadJob, progress: Progress, sources: Sources) -> tuple[Path, ...]:
+    """Those of a teacher in safetensors on this machine; a GGUF has none."""
+    path = sources.fetch_model(job.teacher.model, progress)
+    if not path.is_dir():
+        return ()
+    return tuple(path / name for name in read_model_folder(path).files if name in TOKENIZER_FILES)
 
 
 def look_at_teacher(path: Path) -> GgufHeader | None:

@@ -6,16 +6,23 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.folder_digest import folder_sha256
+from kldcloud.models.model_folder import read_model_folder
+from kldcloud.models.transformers_engine import TransformersEngine
+from kldcloud.models.transformers_options import TransformersOptions
+from kldcloud.models.transformers_tokenizer import folder_vocabulary
 from kldcloud.pipeline.launches import ship
 from kldcloud.pipeline.progress import Silent
 from kldcloud.pipeline.qad_files import source_of
-from kldcloud.pipeline.qad_teacher import find_teacher
+from kldcloud.pipeline.qad_folder import export_folder, what_is_missing
+from kldcloud.pipeline.qad_teacher import find_teacher, tokenizer_files
 from kldcloud.pipeline.sources import HERE, Sources
 from kldcloud.report.summary_file import parse_summary
 from kldcloud.spec.qad_job import QadJob
@@ -23,6 +30,7 @@ from kldcloud.store.folder import FolderStore
 from tests.pipeline.sweeps import TEXT, Notes, launch
 from tests.pipeline.test_qad import STEPS, job, qad_run
 from tests.qad.from_folder.folders import SMALL, configure, tiny_folder
+from tests.qad.small_training import tiny_teacher
 from tests.qad.tiny_architectures import TinyShape
 
 
@@ -67,6 +75,31 @@ def test_convert_gives_it_another_type(folder: Path) -> None:
     found = find_teacher(wanted, Notes(), HERE)
     assert (found.name, found.file) == ("original", "folder-F16.gguf")
     assert {each.type_name for each in found.header.tensors.values()} == {"F16", "F32"}
+
+
+def test_an_nvfp4_student_of_it_is_a_folder_that_others_load_as_it_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    wanted = job_of(folder, student={"format": "nvfp4"}, export={"to": "hf"})
+    told, store, copy = Notes(), FolderStore(tmp_path / "store"), tmp_path / "copy"
+    teacher = find_teacher(wanted, told, HERE)
+    order: Any = SimpleNamespace(run="run", prefix="qad/run", activations=False)
+    beside = tokenizer_files(wanted, told, HERE)
+    export_folder(order, teacher.path, {}, beside, store, told, copy)
+    assert told.notes[-1] == f"copied to {copy}"
+    for each in copy.iterdir():
+        assert store.read(f"qad/run/student/{each.name}") == each.read_bytes()
+    assert (copy / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    tokens = np.arange(64, dtype=np.int32)
+    engine = TransformersEngine(copy, 64, TransformersOptions("float32"))
+    assert engine.vocabulary == folder_vocabulary(read_model_folder(folder))
+    assert np.isfinite(engine.evaluate(tokens).logits).all()
+
+
+def test_a_gguf_has_no_tokenizer_files(tmp_path: Path) -> None:
+    teacher = tiny_teacher(tmp_path, layers=1, feed_forward=256)
+    assert tokenizer_files(job_of(teacher), Notes(), HERE) == ()
+    assert what_is_missing(["config.json"]) == "; add the original model's tokenizer files"
 
 
 def test_machines_that_get_the_folder_make_the_same_file(
