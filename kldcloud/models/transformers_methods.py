@@ -18,6 +18,8 @@ _ROUNDS_ACTIVATIONS: Final = ("fp8", "mxfp8")
 """Methods whose products are of codes, which transformers leaves for their weights' alone without
 a word where there is no such GPU."""
 _LEAST_CAPABILITY: Final = (8, 9)
+_OF_ONE_VERSION: Final = "kernels"
+"""A package of which each version of transformers takes a few."""
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "awq": ("gptqmodel",),
     "bitsandbytes": ("bitsandbytes",),
@@ -56,7 +58,7 @@ def check_method(folder: ModelFolder, device: str, *, dequantize: bool) -> None:
         )
     missing = [each for each in _PACKAGES.get(method, ()) if not _is_there(each)]
     if missing:
-        names = ", ".join(missing)
+        names = ", ".join(map(_requirement, missing))
         hint = f"add packages: [{names}] to the cluster file, or pip install them"
         raise UserError(
             f"{folder.path}: quant_method {method} needs {names}, which is not installed",
@@ -85,7 +87,21 @@ def _multiplies_fp8(device: str) -> bool:
 
 
 def _is_there(package: str) -> bool:
+    if package == _OF_ONE_VERSION:
+        transformers()
+        from transformers.utils import is_kernels_available
+
+        return bool(is_kernels_available())
     return find_spec(package.replace("-", "_")) is not None
+
+
+def _requirement(package: str) -> str:
+    """What pip is to be told."""
+    if package != _OF_ONE_VERSION:
+        return package
+    from transformers.utils.import_utils import KERNELS_MIN_VERSION
+
+    return f"{package}=={KERNELS_MIN_VERSION}"
 
 
 def _check_known(folder: ModelFolder, method: str) -> None:

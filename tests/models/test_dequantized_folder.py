@@ -236,6 +236,18 @@ def test_packages_that_are_missing_are_named_with_where_to_put_them(
     check_method(found, "cpu", dequantize=True)
 
 
+def test_on_a_gpu_fp8_needs_kernels_of_a_version_that_transformers_takes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_methods, "_multiplies_fp8", lambda _: True)
+    monkeypatch.setattr("transformers.utils.is_kernels_available", lambda: False)
+    found = read_model_folder(configured(rewritten(folder, tmp_path / "q", plain), FP8))
+    with pytest.raises(UserError, match=r"needs kernels==[0-9.]+, which is not installed"):
+        check_method(found, "cuda", dequantize=False)
+    monkeypatch.setattr("transformers.utils.is_kernels_available", lambda: True)
+    check_method(found, "cuda", dequantize=False)
+
+
 def test_a_method_that_transformers_does_not_know_is_refused(folder: Path, tmp_path: Path) -> None:
     path = configured(rewritten(folder, tmp_path / "q", plain), {"quant_method": "modelopt"})
     with pytest.raises(UserError, match="has nothing for quant_method 'modelopt'"):
