@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from kldcloud.errors import UserError
+from kldcloud.models.folder_config import quantization_settings
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.transformers_library import cuda_device, transformers
 
@@ -65,6 +66,18 @@ def check_method(folder: ModelFolder, device: str, *, dequantize: bool) -> None:
             hint=f"{hint}; or set {choice}" if choice else hint,
         )
     _check_known(folder, method)
+
+
+def unpacked_to(folder: ModelFolder) -> str | None:
+    """The dtype to which a method unpacks weights whatever it is asked; None if it heeds that."""
+    if folder.quantization != "compressed-tensors":
+        return None
+    said = quantization_settings(folder.config) or {}
+    groups = said.get("config_groups")
+    parts = [said, *(groups.values() if isinstance(groups, dict) else ())]
+    formats = {each.get("format") for each in parts if isinstance(each, dict)}
+    # Its `unpack_fp4_from_uint8` makes bfloat16 (compressed-tensors 0.20.0).
+    return "bfloat16" if "nvfp4-pack-quantized" in formats else None
 
 
 def packages_of(method: str) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from kldcloud.errors import UserError
 from kldcloud.models.llama_engine import LlamaOptions
-from kldcloud.models.transformers_methods import DEQUANTIZED, check_method
-from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
+from kldcloud.models.model_folder import ModelFolder
+from kldcloud.models.transformers_methods import DEQUANTIZED, check_method, unpacked_to
+from kldcloud.models.transformers_options import AUTO, TransformersOptions, resolved_dtype
 from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.spec.engine import EngineOptions, TransformersSpec
 
@@ -69,7 +71,7 @@ class Engines:
         dequantize = said.dequantize and model.folder.quantization in DEQUANTIZED
         check_method(model.folder, device, dequantize=dequantize)
         return TransformersOptions(
-            dtype=resolved_dtype(said.dtype, model.folder.dtype or "", device),
+            dtype=_dtype(said, model.folder, device),
             device=device,
             attention=said.attention,
             head=said.head,
@@ -79,6 +81,17 @@ class Engines:
             offload=said.offload,
             dequantize=dequantize,
         )
+
+
+def _dtype(said: TransformersSpec, folder: ModelFolder, device: str) -> str:
+    fixed = unpacked_to(folder)
+    if fixed is not None and said.dtype not in {AUTO, fixed}:
+        raise UserError(
+            f"{folder.path}: {folder.quantization} unpacks its NVFP4 weights to {fixed}, and the"
+            f" job says {said.dtype}",
+            hint=f"leave engine.transformers.dtype out, or set it to {fixed}",
+        )
+    return fixed or resolved_dtype(said.dtype, folder.dtype or "", device)
 
 
 def engines(engine: EngineOptions, threads: int) -> Engines:

@@ -19,12 +19,15 @@ from kldcloud.models.transformers_engine import TransformersEngine
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_tokenizer import folder_vocabulary
 from kldcloud.pipeline.launches import ship
+from kldcloud.pipeline.model_files import folder_model
+from kldcloud.pipeline.options import engines
 from kldcloud.pipeline.progress import Silent
 from kldcloud.pipeline.qad_files import source_of
 from kldcloud.pipeline.qad_folder import export_folder, what_is_missing
 from kldcloud.pipeline.qad_teacher import find_teacher, tokenizer_files
 from kldcloud.pipeline.sources import HERE, Sources
 from kldcloud.report.summary_file import parse_summary
+from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.store.folder import FolderStore
 from tests.pipeline.sweeps import TEXT, Notes, launch
@@ -91,7 +94,14 @@ def test_an_nvfp4_student_of_it_is_a_folder_that_others_load_as_it_is(
         assert store.read(f"qad/run/student/{each.name}") == each.read_bytes()
     assert (copy / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     tokens = np.arange(64, dtype=np.int32)
-    engine = TransformersEngine(copy, 64, TransformersOptions("float32"))
+    student = folder_model("student", "copy", copy, told)
+    options = engines(EngineOptions(), 1).of(student)
+    assert isinstance(options, TransformersOptions)
+    assert options.dtype == "bfloat16"  # to which compressed-tensors unpacks it
+    asked = EngineOptions.model_validate({"transformers": {"dtype": "float32"}})
+    with pytest.raises(UserError, match=r"unpacks its NVFP4 weights to bfloat16, and the job says"):
+        engines(asked, 1).of(student)
+    engine = TransformersEngine(copy, 64, options)
     assert engine.vocabulary == folder_vocabulary(read_model_folder(folder))
     assert np.isfinite(engine.evaluate(tokens).logits).all()
 
