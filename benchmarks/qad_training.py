@@ -164,6 +164,7 @@ def peer(order: TrainingOrder, store: Store, device: str) -> Iterator[Step]:
 def measure(order: TrainingOrder, store: Store, name: str, steps: int, device: str) -> Measured:
     """One contestant, alone on the device."""
     on_gpu = device == "cuda"
+    gc.collect()  # of the one before
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -180,11 +181,8 @@ def measure(order: TrainingOrder, store: Store, name: str, steps: int, device: s
                 if on_gpu:
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)
-            del step
     except torch.OutOfMemoryError:
         return Measured(None, None, losses[0] if losses else None)
-    finally:
-        gc.collect()
     speed = order.tokens_a_step / statistics.median(seconds[UNTIMED:])
     peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0
     return Measured(speed, peak, losses[0])

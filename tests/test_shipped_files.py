@@ -28,6 +28,7 @@ COMMENTED = (
     "transformers:",
     "  dtype:",
     "  offload:",
+    "  dequantize:",
     "envs:",
     "  AWS_ENDPOINT_URL:",
     "  AWS_DEFAULT_REGION:",

@@ -23,8 +23,7 @@ CONFIG = {
 def save_llama(folder: Path, *, seed: int = 0) -> None:
     """A Llama of two layers with a tokenizer, in several shards, as transformers writes it."""
     import torch
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -36,6 +35,14 @@ def save_llama(folder: Path, *, seed: int = 0) -> None:
         num_key_value_heads=2,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder, max_shard_size="100KB")
+    save_words(folder)
+
+
+def save_words(folder: Path) -> None:
+    """A tokenizer of words such as ``<7>``."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
     words = {f"<{index}>": index for index in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, "<0>"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)

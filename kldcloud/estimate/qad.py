@@ -15,10 +15,12 @@ from kldcloud.estimate.cost import (
     start_seconds,
 )
 from kldcloud.estimate.text import duration, machine_lines, machine_words, money_lines
+from kldcloud.models.sources import model_at_hand
 from kldcloud.qad.modelopt.pinned import VERSION
 from kldcloud.spec.cluster import ClusterSpec, cluster_name
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.spec.qad_modelopt import MODELOPT, check_cluster
+from kldcloud.spec.uri import SourceUri
 
 SCHEMA: Final = "kldcloud.qad-plan/1"
 _MARGIN: Final = 12
@@ -123,7 +125,9 @@ class QadPlan:
     def files(self) -> list[str]:
         """What is made on the way, in that order."""
         init, export = self.job.student.init, self.job.export
-        made = [f"the teacher as {self.job.teacher.convert}"] if self.job.teacher.convert else []
+        teacher = self.job.teacher
+        made = ["the teacher as a GGUF"] if _is_folder(teacher.model) else []
+        made += [f"the teacher as {teacher.convert}"] if teacher.convert else []
         if init is None:
             made.append("the layers as NVFP4, rounded to nearest")
         elif init.quantize is not None:
@@ -217,7 +221,8 @@ class QadPlan:
         trained = ", ".join(name for name, is_trained in parts.items() if is_trained)
         batch = _counted(train.global_batch, "chunk")
         inputs = "; activations in NVFP4" if self.job.student.activations else ""
-        return f"{steps} of {batch}{passes}: {trained}; lr {train.lr:g}{inputs}"
+        precision = "bfloat16 on GPUs" if train.precision == "auto" else train.precision
+        return f"{steps} of {batch}{passes}: {trained}; lr {train.lr:g}; {precision}{inputs}"
 
     def _evaluation(self) -> str:
         found = self.job.eval
@@ -230,6 +235,12 @@ class QadPlan:
         if found.second_text is not None:
             texts += f", {_counted(found.second_chunks, 'chunk')} of {found.second_text}"
         return f"a sweep with the teacher as its base: {texts}"
+
+
+def _is_folder(model: SourceUri) -> bool:
+    """Whether a model is a folder of safetensors, as far as can be told without fetching it."""
+    path = None if model.is_repository else model_at_hand(model)
+    return model.is_repository or (path is not None and path.is_dir())
 
 
 def _counted(count: int | Literal["all"], noun: str) -> str:

@@ -71,6 +71,18 @@ def read_folder_config(path: Path) -> FolderConfig:
     )
 
 
+def quantization_settings(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a configuration says of how its weights are quantised; None if they are not.
+
+    Empty where it says something, and no mapping.
+    """
+    inner = values.get("text_config") or {}
+    found = values.get("quantization_config", inner.get("quantization_config"))
+    if found is None:
+        return None
+    return found if isinstance(found, dict) else {}
+
+
 @dataclass(frozen=True, slots=True)
 class _Facts:
     """A configuration, and the part of it that is the language model's where there are others."""
@@ -123,10 +135,10 @@ class _Facts:
         return None
 
     def quantization(self) -> str | None:
-        found = self.outer.get("quantization_config", self.inner.get("quantization_config"))
+        found = quantization_settings(self.outer)
         if found is None:
             return None
-        method = found.get("quant_method") if isinstance(found, dict) else None
+        method = found.get("quant_method")
         if not isinstance(method, str) or not _WORD.fullmatch(method):
             raise FormatError(
                 f"{self.path}: quantization_config names no quant_method", hint=DOWNLOAD_AGAIN

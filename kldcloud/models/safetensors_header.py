@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from kldcloud.errors import FormatError
 from kldcloud.models.bounded_json import parse_json_object
 from kldcloud.models.regular_file import DOWNLOAD_AGAIN, open_regular
@@ -112,6 +114,29 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     entries = parse_json_object(raw, f"{path}: its header", max_values=_MAX_VALUES)
     _check_metadata(path, entries.pop(_METADATA, None))
     return SafetensorsHeader(_read_tensors(path, entries, _LENGTH_BYTES + length, size), size)
+
+
+def read_stored_bytes(
+    path: Path, tensor: StoredTensor
+) -> np.memmap[tuple[int], np.dtype[np.uint8]]:
+    """Map one tensor's stored bytes, read-only.
+
+    Args:
+        path: the file whose header gave `tensor`.
+        tensor: one that has elements.
+
+    Returns:
+        uint8 ``[tensor.nbytes]``; pages are read as they are touched.
+
+    Raises:
+        UserError: there is no such file, or it cannot be opened.
+        FormatError: the file is shorter than its header said.
+    """
+    with open_regular(path, wanted="give the folder of a model") as file:
+        if tensor.offset + tensor.nbytes > os.fstat(file.fileno()).st_size:
+            raise _wrong(path, f"the file ends within the tensor {tensor.name!r}")
+        shape = (tensor.nbytes,)
+        return np.memmap(file, dtype=np.uint8, mode="r", offset=tensor.offset, shape=shape)
 
 
 def _read_tensors(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from kldcloud.corpus.token_texts import TokenTexts
 from kldcloud.errors import FormatError
@@ -96,3 +99,46 @@ def no_chat_template(model: Path, where: str = "") -> FormatError:
         hint="take an instruction-tuned base that has one, or render the conversations yourself "
         "and give them as a text",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDifference:
+    """Where two tokenizers begin to read the same text differently.
+
+    Attributes:
+        at: number of the token.
+        one: that of the first one: its number and its text, or ``"the end"``.
+        other: that of the second one.
+    """
+
+    at: int
+    one: str
+    other: str
+
+
+def first_difference(one: Tokens, other: Tokens, tokenizer: Tokenizer) -> TokenDifference | None:
+    """Compare what two tokenizers made of the same text.
+
+    Args:
+        one: int32 [n].
+        other: int32 [m].
+        tokenizer: either of them, for the tokens' texts.
+
+    Returns:
+        None if they are the same.
+    """
+    both = min(len(one), len(other))
+    differ = np.flatnonzero(one[:both] != other[:both])
+    if not differ.size and len(one) == len(other):
+        return None
+    at = int(differ[0]) if differ.size else both
+    texts = tokenizer.texts()
+
+    def said(tokens: Tokens) -> str:
+        if at >= len(tokens):
+            return "the end"
+        token = int(tokens[at])
+        text = texts.alone(token) if token < len(texts.pieces) else ""
+        return f"{token} {text!r}"
+
+    return TokenDifference(at, said(one), said(other))

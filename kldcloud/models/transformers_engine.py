@@ -240,7 +240,7 @@ class TransformersEngine:
             ) from error
         except KldcloudError:
             raise
-        except (RuntimeError, IndexError, ValueError) as error:
+        except (RuntimeError, ImportError, IndexError, ValueError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise EngineError(f"{self._path}: transformers failed on a chunk: {first}") from error
 

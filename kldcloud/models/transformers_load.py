@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from kldcloud.errors import EngineError, FormatError
+from kldcloud.errors import EngineError, FormatError, KldcloudError
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.transformers_library import transformers
+from kldcloud.models.transformers_methods import check_method
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_recipes import recipe_config
 
-_BELONGS_TO_WEIGHTS: Final = ("scale", "scale_inv", "zero_point", "qzeros", "absmax", "packed")
+_BELONGS_TO_WEIGHTS: Final = (
+    *("scale", "scale_inv", "scales", "zero_point", "qzeros", "absmax"),
+    *("packed", "qweight", "g_idx"),
+)
 _GIB: Final = 1 << 30
 
 
@@ -47,12 +51,15 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
     Raises:
         EngineError: transformers refuses it, or there is no memory for it.
         FormatError: tensors are missing, or there are some that the model would not use.
+        UserError: the method by which it is quantised does not run here.
     """
     library = transformers()
     import torch
 
+    check_method(folder, options.device, dequantize=options.dequantize)
+    config = folder_config(folder)
     settings: dict[str, Any] = {
-        "config": folder_config(folder),
+        "config": config,
         "dtype": getattr(torch, options.dtype),
         "attn_implementation": options.attention,
         "use_safetensors": True,
@@ -65,7 +72,14 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
     if options.device != "cpu":
         settings["device_map"] = "auto" if options.offload else options.device
     try:
-        model, found = library.AutoModelForCausalLM.from_pretrained(str(folder.path), **settings)
+        if options.dequantize:
+            model, found = _from_dequantized(folder, settings)
+        else:
+            model, found = library.AutoModelForCausalLM.from_pretrained(
+                str(folder.path), **settings
+            )
+    except KldcloudError:
+        raise
     except torch.OutOfMemoryError as error:
         raise _no_room(folder) from error
     except Exception as error:
@@ -75,6 +89,30 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
         ) from error
     _check_complete(folder, found)
     return model.eval()
+
+
+def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The model with its weights written out, and transformers' word on which were used."""
+    library = transformers()
+    import torch
+
+    from kldcloud.models.dequantized_folder import dequantized_tensors
+
+    config = settings["config"]
+    for each in (config, config.get_text_config(decoder=True)):
+        each.__dict__.pop("quantization_config", None)
+    with torch.device("meta"):
+        maker = type(library.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    tensors = dequantized_tensors(folder, settings["dtype"])
+    model, found = maker.from_pretrained(None, state_dict=tensors, **settings)
+    for name in map(str, found.get("unexpected_keys", ())):
+        # AutoGPTQ writes a bias for every layer: zeros where there was none.
+        if name.endswith(".bias") and bool(tensors[name].any()):
+            raise FormatError(
+                f"{folder.path}: {name} is not zero, and the model has no such bias",
+                hint="take the config.json that belongs to these weights",
+            )
+    return model, found
 
 
 def _check_complete(folder: ModelFolder, found: Mapping[str, Sequence[Any]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from kldcloud.models.transformers_library import (
@@ -12,11 +11,10 @@ from kldcloud.models.transformers_library import (
     library_versions,
     transformers,
 )
+from kldcloud.models.transformers_methods import packages_of
 from kldcloud.models.transformers_recipes import recipe_library
 
 NAME: Final = "transformers"
-_UNPACKED_BY: Final = {"awq": "gptqmodel", "gptq": "gptqmodel"}
-"""Packages whose names are not their methods'."""
 AUTO: Final = "auto"
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
@@ -35,6 +33,8 @@ class TransformersOptions:
         recipe: how weights are quantised once they are loaded; empty for as they are.
         quantization: the method by which they were quantised before, in transformers' words.
         offload: let layers that the GPU has no room for wait in the machine's memory.
+        dequantize: write its weights out in `dtype`, by `dequantized_folder`, instead of running
+            it by the method by which it was quantised.
     """
 
     dtype: str
@@ -45,6 +45,7 @@ class TransformersOptions:
     recipe: str = ""
     quantization: str = ""
     offload: bool = False
+    dequantize: bool = False
 
     def fingerprint(self) -> dict[str, str]:
         """What these options and the installed versions add up to, for keys and reports."""
@@ -62,20 +63,14 @@ class TransformersOptions:
         if self.recipe:
             facts["recipe"] = f"{self.recipe} ({recipe_library(self.recipe)})"
         if self.quantization:
-            facts["quantization"] = _with_version(self.quantization)
+            packages = "" if self.dequantize else packages_of(self.quantization)
+            facts["quantization"] = self.quantization + (f" ({packages})" if packages else "")
+        if self.dequantize:
+            facts["dequantized"] = "weights"
         if self.device == "cpu":
             return facts | {"instructions": cpu_instructions(), "threads": str(self.threads)}
         kernels = {"triton": versions["triton"]} if "triton" in versions else {}
         return facts | {"backend": "GPU", "devices": cuda_device(), **kernels}
-
-
-def _with_version(method: str) -> str:
-    """A method of quantising with what unpacks it, if that is a package that is installed."""
-    library = _UNPACKED_BY.get(method, method)
-    try:
-        return f"{method} ({library} {version(library)})"
-    except PackageNotFoundError:
-        return method
 
 
 def resolved_dtype(asked: str, stored: str, device: str) -> str:

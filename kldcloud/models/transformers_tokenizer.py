@@ -17,6 +17,7 @@ from kldcloud.models.tokenizer import no_chat_template
 from kldcloud.models.transformers_library import transformers
 
 _PROBE: Final = "a"
+_NAMED: Final = ("bos", "eos", "unk", "pad")
 
 
 class TransformersTokenizer:
@@ -70,6 +71,16 @@ class TransformersTokenizer:
         """What every token of the vocabulary stands for."""
         pieces, special = token_bytes(self._tokenizer, self.vocabulary.size)
         return TokenTexts(pieces, special)
+
+    def special_tokens(self) -> dict[str, int]:
+        """Numbers of the tokens that it names bos, eos, unk and pad; without those it has not."""
+        named = {name: getattr(self._tokenizer, f"{name}_token_id") for name in _NAMED}
+        size = self.vocabulary.size
+        return {
+            name: number
+            for name, number in named.items()
+            if type(number) is int and 0 <= number < size
+        }
 
     def chat_template(self) -> str:
         """The template that renders conversations.

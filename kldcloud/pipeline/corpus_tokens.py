@@ -13,7 +13,7 @@ import numpy as np
 from kldcloud.corpus.chat import read_conversations
 from kldcloud.corpus.chunks import Tokens
 from kldcloud.errors import FormatError
-from kldcloud.models.tokenizer import Tokenizer
+from kldcloud.models.tokenizer import Tokenizer, first_difference
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.job import CorpusSpec
 
@@ -56,23 +56,12 @@ def check_same_tokens(base: Tokens, other: Tokens, name: str, tokenizer: Tokeniz
     Raises:
         FormatError: they do not; the first token that differs is named.
     """
-    both = min(len(base), len(other))
-    differ = np.flatnonzero(base[:both] != other[:both])
-    if not differ.size and len(base) == len(other):
+    found = first_difference(base, other, tokenizer)
+    if found is None:
         return
-    at = int(differ[0]) if differ.size else both
-    texts = tokenizer.texts()
-
-    def said(tokens: Tokens) -> str:
-        if at >= len(tokens):
-            return "the end"
-        token = int(tokens[at])
-        text = texts.alone(token) if token < len(texts.pieces) else ""
-        return f"{token} {text!r}"
-
     raise FormatError(
-        f"candidate {name} cuts the text differently: token {at:,} is {said(base)} for the base "
-        f"and {said(other)} for {name}",
+        f"candidate {name} cuts the text differently: token {found.at:,} is {found.one} for the "
+        f"base and {found.other} for {name}",
         hint="only models with the base's tokenizer can be compared with it",
     )
 

@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from kldcloud.errors import UserError
 from kldcloud.models.llama_engine import LlamaOptions
-from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
+from kldcloud.models.model_folder import ModelFolder
+from kldcloud.models.transformers_methods import DEQUANTIZED, check_method, unpacked_to
+from kldcloud.models.transformers_options import AUTO, TransformersOptions, resolved_dtype
 from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.spec.engine import EngineOptions, TransformersSpec
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-_WIDENED: Final = ("F32", "F16", "BF16")
-"""Stored types of what runs in the dtype of the model; codes stay as they are."""
+_WIDENED: Final = {"F32": 1, "F16": 1, "BF16": 1}
+"""Stored types of what runs in the dtype of the model: weights in one number."""
+_CODES: Final = {"F8_E4M3": 1, "I8": 1, "U8": 2, "I32": 8}
+"""The same of codes, where they are unpacked; with the fewest bits that they have."""
+_UNPACKED: Final = ("compressed-tensors",)
+"""Methods whose weights transformers unpacks to the dtype, with the first tokens if not before."""
 
 EngineSettings: TypeAlias = LlamaOptions | TransformersOptions
 """How one model is run; its class says by which engine."""
@@ -42,9 +49,13 @@ class Engines:
         settings = self.of(model)
         if not isinstance(model, FolderModel) or not isinstance(settings, TransformersOptions):
             return model.bytes
+        unpacked = settings.dequantize or settings.quantization in _UNPACKED
+        weights = _WIDENED | (_CODES if unpacked else {})
         each = _BYTES[settings.dtype]
         return sum(
-            each * tensor.elements if tensor.dtype in _WIDENED else tensor.nbytes
+            each * weights[tensor.dtype] * tensor.elements
+            if tensor.dtype in weights
+            else tensor.nbytes
             for tensor in model.folder.tensors
         )
 
@@ -52,13 +63,15 @@ class Engines:
         """How a model is run.
 
         Raises:
-            UserError: it needs transformers, which is not installed.
+            UserError: it needs transformers, or something of its own, that is not here.
         """
         if not isinstance(model, FolderModel):
             return self.llama
         said, device = self.transformers, torch_device(self.transformers)
+        dequantize = said.dequantize and model.folder.quantization in DEQUANTIZED
+        check_method(model.folder, device, dequantize=dequantize)
         return TransformersOptions(
-            dtype=resolved_dtype(said.dtype, model.folder.dtype or "", device),
+            dtype=_dtype(said, model.folder, device),
             device=device,
             attention=said.attention,
             head=said.head,
@@ -66,7 +79,19 @@ class Engines:
             recipe=model.recipe,
             quantization=model.folder.quantization or "",
             offload=said.offload,
+            dequantize=dequantize,
         )
+
+
+def _dtype(said: TransformersSpec, folder: ModelFolder, device: str) -> str:
+    fixed = unpacked_to(folder)
+    if fixed is not None and said.dtype not in {AUTO, fixed}:
+        raise UserError(
+            f"{folder.path}: {folder.quantization} unpacks its NVFP4 weights to {fixed}, and the"
+            f" job says {said.dtype}",
+            hint=f"leave engine.transformers.dtype out, or set it to {fixed}",
+        )
+    return fixed or resolved_dtype(said.dtype, folder.dtype or "", device)
 
 
 def engines(engine: EngineOptions, threads: int) -> Engines:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Final
 
 from kldcloud import __version__
 from kldcloud.corpus.chunks import Shard, cut_shards, shard_size
@@ -32,6 +33,8 @@ from kldcloud.store.digest import sha256_bytes
 RUN_SCHEMA = "kldcloud.run/1"
 ID_DIGITS = 12
 NOT_MIXED: Mapping[str, str] = MappingProxyType({})
+MIXED: Final = "mixed "
+"""What a fact of an engine begins with in which machines differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +137,16 @@ def make_plan(
 def other_engines(
     prepared: PreparedSweep, engines: Engines, engine: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Of candidates that are not run as the base is: what differs; all of another engine's."""
+    """Of candidates that are not run as the base is: what differs; all of another engine's.
+
+    What a base has and a candidate has not, such as a way of quantising, is empty.
+    """
     found = {}
     for candidate in prepared.candidates:
         its = engines.of(candidate).fingerprint()
         if its["name"] == engine["name"]:
-            its = {key: value for key, value in its.items() if engine.get(key) != value}
+            bases = dict.fromkeys((key for key in engine if not key.startswith(MIXED)), "")
+            its = {k: value for k, value in (bases | its).items() if engine.get(k) != value}
         if its:
             found[candidate.name] = its
     return found

@@ -16,17 +16,18 @@ from kldcloud.pipeline.publish import publish_training
 from kldcloud.pipeline.qad_copy import copy_here
 from kldcloud.pipeline.qad_files import (
     QadFiles,
-    find_teacher,
     qad_files,
     ship_models,
     source_of,
 )
 from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_modelopt import IDENTITY, find_trainer, train_with_modelopt
+from kldcloud.pipeline.qad_teacher import find_teacher, tokenizer_files
 from kldcloud.pipeline.qad_texts import QadTexts, qad_texts
 from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usable_gpus
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
 from kldcloud.pipeline.runs import job_bytes
+from kldcloud.pipeline.sources import Sources
 from kldcloud.pipeline.sweep import ON_ITS_OWN, Launched, mixed_engines, run_sweep, this_machine
 from kldcloud.pipeline.workers import world_for
 from kldcloud.qad.extra import require_extra
@@ -118,7 +119,10 @@ def run_qad(
     modelopts = None
     if trainer:
         copy = None if machines.remote else job.export.path
-        progressed, modelopts = train_with_modelopt(order, trainer, files, store, progress, copy)
+        beside = tokenizer_files(job, progress, sources)
+        progressed, modelopts = train_with_modelopt(
+            order, trainer, files, beside, store, progress, copy
+        )
     else:
         progressed = train_to_the_end(order, store, machines, world, progress)
     trained = progressed.step > 0
@@ -127,7 +131,7 @@ def run_qad(
         if trained:
             export = f"{order.prefix}/student.gguf"
             student = modelopts or _export(
-                job, files, order, store, progress, here=not machines.remote
+                job, files, order, store, progress, sources, here=not machines.remote
             )
         else:
             progress.note(_nothing_trained(job, progressed))
@@ -150,6 +154,7 @@ def _export(
     order: TrainingOrder,
     store: Store,
     progress: Progress,
+    sources: Sources,
     *,
     here: bool,
 ) -> ModelFile:
@@ -167,7 +172,8 @@ def _export(
     store.write_new_file(f"{order.prefix}/student.gguf", path)
     copy = job.export.path if here else None
     if job.export.to == "hf":
-        export_folder(order, files.teacher.path, weights, store, progress, copy)
+        tokenizer = tokenizer_files(job, progress, sources)
+        export_folder(order, files.teacher.path, weights, tokenizer, store, progress, copy)
     elif copy is not None:
         copy_here(path, copy, progress)
     return model_file("qad", f"{order.run}.gguf", path, progress)

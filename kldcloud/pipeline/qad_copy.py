@@ -13,6 +13,7 @@ from kldcloud.models.cache import cache_dir
 from kldcloud.models.part_file import complete_hashed
 from kldcloud.models.store_copy import cached_copy
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.qad_folder import what_is_missing
 from kldcloud.report.summary_shape import Summary
 from kldcloud.store.base import Store
 
@@ -49,7 +50,8 @@ def copy_folder_from_store(store: Store, prefix: str, target: Path, progress: Pr
     Raises:
         StoreError: it is not there, or cannot be written.
     """
-    for info in store.list(f"{prefix}/"):
+    found = list(store.list(f"{prefix}/"))
+    for info in found:
         path = target / info.key.removeprefix(f"{prefix}/")
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         read_into = partial(store.read_into, info.key)
@@ -62,7 +64,8 @@ def copy_folder_from_store(store: Store, prefix: str, target: Path, progress: Pr
             raise StoreError(f"{path}: {error.strerror}", hint=_IN_STORE) from error
         finally:
             part.unlink(missing_ok=True)
-    progress.note(f"copied to {target}; add the original model's tokenizer files")
+    missing = what_is_missing(info.key.rpartition("/")[2] for info in found)
+    progress.note(f"copied to {target}{missing}")
 
 
 def copy_from_store(

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Final
 
 from kldcloud.corpus.chunks import Tokens
-from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.imatrix import importance_matrix
 from kldcloud.models.imatrix_file import check_fit, read_imatrix
 from kldcloud.models.store_copy import upload_once
-from kldcloud.pipeline.found import about
+from kldcloud.pipeline.found import about, is_here
 from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
 from kldcloud.pipeline.nvfp4_model import nvfp4_model
 from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.progress import Progress
-from kldcloud.pipeline.sources import FETCHED_ANYWHERE, HERE, Sources
+from kldcloud.pipeline.qad_teacher import look_at_teacher
+from kldcloud.pipeline.sources import HERE, Sources
 from kldcloud.spec.qad_job import InitSpec, QadJob
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.spec.uri import SourceUri
@@ -25,7 +26,6 @@ from kldcloud.store.base import Store
 
 IMATRIX_CHUNKS: Final = 200
 """At most so many training chunks make an importance matrix; people use 100 to 200."""
-_REAL: Final = frozenset({"F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def qad_files(
 
     Args:
         job: what is wanted.
-        teacher: from `find_teacher`.
+        teacher: from `qad_teacher.find_teacher`.
         training: int32 [n, context], what an importance matrix is computed from.
         progress: for bars.
         sources: where the job's files are.
@@ -89,16 +89,18 @@ def check_given(job: QadJob, progress: Progress) -> None:
     Raises:
         UserError: for what is not there, or not what it should be.
     """
-    matrix = job.student.init and job.student.init.imatrix
-    here = {
-        uri: HERE.fetch(uri, progress)
-        for uri in given_files(job)
-        if uri.scheme not in FETCHED_ANYWHERE
-    }
-    headers = {uri: read_gguf_header(path) for uri, path in here.items() if uri is not matrix}
-    if isinstance(matrix, SourceUri) and matrix in here and job.teacher.model in headers:
-        path = here[matrix]
-        check_fit(read_imatrix(path), headers[job.teacher.model], str(path))
+    init, teacher = job.student.init, None
+    if is_here(job.teacher.model):
+        with about("teacher"):
+            teacher = look_at_teacher(HERE.fetch_model(job.teacher.model, progress))
+    if init is None:
+        return
+    if init.model is not None and is_here(init.model):
+        read_gguf_header(HERE.fetch(init.model, progress))
+    if isinstance(init.imatrix, SourceUri) and is_here(init.imatrix):
+        path = HERE.fetch(init.imatrix, progress)
+        if teacher is not None:
+            check_fit(read_imatrix(path), teacher, str(path))
 
 
 def ship_models(files: QadFiles, store: Store, progress: Progress) -> None:
@@ -114,22 +116,6 @@ def source_of(model: ModelFile, given: SourceUri | None) -> str:
     if given is not None and model.file == given.filename:
         return str(given)
     return str(model.path)
-
-
-def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile:
-    """The teacher on this machine, at F16 if its file is quantised itself."""
-    spec = job.teacher
-    with about("teacher"):
-        path = sources.fetch(spec.model, progress)
-        header = read_gguf_header(path)
-        origin = sources.origin(spec.model, path)
-        found = model_file(spec.display_name, spec.model.filename, path, progress, origin)
-    convert = spec.convert or ("F16" if _is_quantised(header) else None)
-    return found if convert is None else quantize_model(found, convert, found.name, progress)
-
-
-def _is_quantised(header: GgufHeader) -> bool:
-    return any(each.type_name not in _REAL for each in header.tensors.values())
 
 
 def _imatrix(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kldcloud.models.cache import cache_folder
+from kldcloud.models.folder_files import TOKENIZER_FILES
 from kldcloud.pipeline.progress import Progress
 from kldcloud.store.base import Store
 
@@ -21,6 +23,7 @@ def export_folder(
     order: TrainingOrder,
     teacher: Path,
     weights: Tensors,
+    tokenizer: Sequence[Path],
     store: Store,
     progress: Progress,
     copy: Path | None,
@@ -31,7 +34,8 @@ def export_folder(
         order: of its training.
         teacher: the GGUF on this machine.
         weights: of the checkpoint that is exported.
-        store: gets both files under `FOLDER`.
+        tokenizer: files of the original that belong beside it.
+        store: gets all files under `FOLDER`.
         progress: told what was compared.
         copy: a folder here that gets them too.
 
@@ -41,7 +45,7 @@ def export_folder(
     """
     from kldcloud.qad.architectures import map_model
     from kldcloud.qad.calibration import read_inputs
-    from kldcloud.qad.hf_folder import FILES, copy_folder, export_hf
+    from kldcloud.qad.hf_folder import FILES, copy_files, export_hf
     from kldcloud.qad.nvfp4_layers import fused_groups
 
     inputs = None
@@ -51,8 +55,15 @@ def export_folder(
     folder = cache_folder("qad", "students") / f"{order.run}-hf"
     compared = export_hf(teacher, weights, folder, inputs)
     progress.note(f"{compared:,} weights of its safetensors are what training used")
-    for name in FILES:
-        store.write_new_file(f"{order.prefix}/{FOLDER}/{name}", folder / name)
+    files = [*(folder / name for name in FILES), *tokenizer]
+    for each in files:
+        store.write_new_file(f"{order.prefix}/{FOLDER}/{each.name}", each)
     if copy is not None:
-        copy_folder(folder, copy)
-        progress.note(f"copied to {copy}; add the original model's tokenizer files")
+        copy_files(files, copy)
+        progress.note(f"copied to {copy}{what_is_missing(each.name for each in files)}")
+
+
+def what_is_missing(names: Iterable[str]) -> str:
+    """What a person has to add to a folder of these files, if anything, to end a line with."""
+    there = frozenset(TOKENIZER_FILES).intersection(names)
+    return "" if there else "; add the original model's tokenizer files"

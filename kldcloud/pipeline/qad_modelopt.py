@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -100,6 +100,7 @@ def train_with_modelopt(
     order: TrainingOrder,
     trainer: Trainer,
     files: QadFiles,
+    tokenizer: Sequence[Path],
     store: Store,
     progress: Progress,
     copy: Path | None,
@@ -110,6 +111,7 @@ def train_with_modelopt(
         order: what is trained, and how.
         trainer: from `find_trainer`.
         files: the models on this machine.
+        tokenizer: files of the original that belong beside the student's.
         store: gets the student, its folder and the log.
         progress: for the person at the terminal.
         copy: a folder here that gets the student's folder too.
@@ -126,7 +128,7 @@ def train_with_modelopt(
         with end_told(store, order.prefix):
             work = Workplace((cache_folder("qad", "students") / f"{order.run}-modelopt").absolute())
             _train(order, trainer, files, store, progress, work)
-            done = _keep(order, files, store, progress, work, path)
+            done = _keep(order, files, tokenizer, store, progress, work, path)
     else:
         progress.note(f"training {order.run} is complete already")
         _fetch(store, order, path, progress)
@@ -200,6 +202,7 @@ def _train(
 def _keep(
     order: TrainingOrder,
     files: QadFiles,
+    tokenizer: Sequence[Path],
     store: Store,
     progress: Progress,
     work: Workplace,
@@ -215,7 +218,7 @@ def _keep(
     for info in list(store.list(f"{order.prefix}/{FOLDER}/")):
         store.delete(info.key)
     store.delete(f"{order.prefix}/student.gguf")
-    for each in published_files(work.exported):
+    for each in (*published_files(work.exported), *tokenizer):
         store.write_new_file(f"{order.prefix}/{FOLDER}/{each.name}", each)
     store.write_new_file(f"{order.prefix}/student.gguf", path)
     ended = read_progress(work, order.eval_every)

@@ -17,7 +17,7 @@ from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
 from kldcloud.pipeline.model_files import KldBase
 from kldcloud.pipeline.options import Engines, engines, uses_gpu
-from kldcloud.pipeline.plan import NOT_MIXED, SweepPlan, make_plan
+from kldcloud.pipeline.plan import MIXED, NOT_MIXED, SweepPlan, make_plan
 from kldcloud.pipeline.prepare import PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
@@ -200,7 +200,7 @@ def _mixed(
             f"'{first.get(name, '')}', {other} '{its.get(name, '')}'",
             hint="ask for machines of one kind, or add --allow-mixed to have it on record",
         )
-    return {f"mixed {name}": " / ".join(values) for name, values in differ.items()}
+    return {f"{MIXED}{name}": " / ".join(values) for name, values in differ.items()}
 
 
 def _largest_model(prepared: PreparedSweep, runs: Engines) -> int:

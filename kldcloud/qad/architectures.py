@@ -163,10 +163,28 @@ def map_model(path: Path) -> ModelMap:
     return ModelMap(path, numbers, MappingProxyType(parameters))
 
 
-def _parameters(
-    path: Path, header: GgufHeader, numbers: Hyperparameters
-) -> Iterator[ModelParameter]:
-    architecture = ARCHITECTURES[header.architecture]
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one parameter of a model of given numbers goes in a GGUF.
+
+    Attributes:
+        tensor: its name there.
+        parameter: its name in transformers.
+        shape: in torch's order.
+        heads: rows are interleaved within so many heads, as `interleaved_rows` has it; 0 for none.
+        added: what the file's values have on top of the model's.
+    """
+
+    tensor: str
+    parameter: str
+    shape: tuple[int, ...]
+    heads: int
+    added: float
+
+
+def places(numbers: Hyperparameters) -> Iterator[Place]:
+    """Each parameter of a model, once."""
+    architecture = ARCHITECTURES[numbers.architecture]
     sizes = {
         "d": numbers.width,
         "f": numbers.feed_forward,
@@ -175,30 +193,41 @@ def _parameters(
         "q": numbers.heads * numbers.head_width,
         "v": numbers.vocabulary,
     }
-    orders: dict[str, Rows] = {}
 
-    def match(tensor_name: str, name: str, letters: str) -> ModelParameter:
+    def place(tensor: str, name: str, letters: str) -> Place:
         shape = tuple(sizes[letter] for letter in letters)
-        tensor = _tensor(path, header, tensor_name, shape)
-        rows = None
-        if architecture.interleaved and tensor_name.endswith((".attn_q.weight", ".attn_k.weight")):
-            # Only now is the row count one that the file has bytes for.
-            heads = shape[0] // numbers.head_width
-            rows = orders.setdefault(letters, interleaved_rows(heads, numbers.head_width))
+        turned = tensor.endswith((".attn_q.weight", ".attn_k.weight"))
+        heads = shape[0] // numbers.head_width if architecture.interleaved and turned else 0
         added = architecture.norms_added if name.endswith("norm.weight") else 0.0
-        return ModelParameter(name, tensor, shape, rows, added, _scale(path, header, tensor))
+        return Place(tensor, name, shape, heads, added)
 
-    yield match("token_embd.weight", EMBEDDING, "vd")
+    yield place("token_embd.weight", EMBEDDING, "vd")
     for layer in range(numbers.layers):
         for entry in architecture.block:
-            yield match(
+            yield place(
                 f"blk.{layer}.{entry.tensor}",
                 f"model.layers.{layer}.{entry.parameter}",
                 entry.shape,
             )
-    yield match("output_norm.weight", "model.norm.weight", "d")
+    yield place("output_norm.weight", "model.norm.weight", "d")
     if not numbers.tied:
-        yield match("output.weight", HEAD, "vd")
+        yield place("output.weight", HEAD, "vd")
+
+
+def _parameters(
+    path: Path, header: GgufHeader, numbers: Hyperparameters
+) -> Iterator[ModelParameter]:
+    orders: dict[int, Rows] = {}
+    for each in places(numbers):
+        tensor = _tensor(path, header, each.tensor, each.shape)
+        rows = None
+        if each.heads:
+            # Only now is the row count one that the file has bytes for.
+            if each.heads not in orders:
+                orders[each.heads] = interleaved_rows(each.heads, numbers.head_width)
+            rows = orders[each.heads]
+        scale = _scale(path, header, tensor)
+        yield ModelParameter(each.parameter, tensor, each.shape, rows, each.added, scale)
 
 
 def _tensor(path: Path, header: GgufHeader, name: str, shape: tuple[int, ...]) -> TensorInfo:

@@ -3,15 +3,15 @@
 That is the layout of compressed-tensors, which transformers reads (a test has it do so), and vLLM
 by its documentation: for each matrix its packed codes, its block scales in E4M3, and the inverse of
 its tensor scale. Everything else is stored float for float; a reader then rounds all to the dtype
-that it computes in. There is no tokenizer: a GGUF's vocabulary does not say how the original one
-splits text, so the original's own files are the ones to add.
+that it computes in. A tokenizer's files belong beside them, and only the original's own do: a
+GGUF's vocabulary does not say how that one splits text.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,15 +91,15 @@ def write_config(folder: Path, facts: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy what `export_hf` wrote, each file once it is whole.
+def copy_files(files: Iterable[Path], target: Path) -> None:
+    """Copy files into a folder, each there once it is whole.
 
     Raises:
         StoreError: the target cannot be written.
     """
-    for name in FILES:
-        with whole_file(target / name) as part, written(target / name):
-            shutil.copyfile(source / name, part)
+    for each in files:
+        with whole_file(target / each.name) as part, written(target / each.name):
+            shutil.copyfile(each, part)
 
 
 class _Trained:

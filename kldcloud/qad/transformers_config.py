@@ -107,3 +107,11 @@ def empty_model(numbers: Hyperparameters, dtype: torch.dtype, attention: str) ->
     if numbers.architecture == "gemma3":
         embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale)
     return model
+
+
+def rotary_embedding(config: PreTrainedConfig) -> torch.nn.Module:
+    """What turns queries and keys in a model of this configuration: its frequencies, for real."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    made: torch.nn.Module = type(model.get_submodule("model").rotary_emb)(config)
+    return made

@@ -51,3 +51,27 @@ def engine_note(summary: Summary, shown: Callable[[str], str]) -> str | None:
         " the engines differ in as well: the base's own weights, given to the other engine as a"
         " candidate, show how much that is."
     )
+
+
+def dequantized_note(summary: Summary, shown: Callable[[str], str]) -> str | None:
+    """What to know of checkpoints whose weights were written out; None if there are none.
+
+    Args:
+        summary: the run's.
+        shown: a name from outside, as the report may show it.
+    """
+    ran = {each.name: engine_of(summary, each.name) for each in summary.candidates}
+    if summary.encoding != "kld":
+        ran = {"the base": summary.engine, **ran}
+    methods = {name: each.get("quantization") for name, each in ran.items() if _is_written(each)}
+    if not methods:
+        return None
+    names = ", ".join(f"{shown(name)} ({shown(str(how))})" for name, how in methods.items())
+    note = f"Run with dequantised weights and no kernels of their own: {names}."
+    if "fp8" in methods.values():
+        note += " What serves fp8 rounds activations to FP8 as well, which these figures leave out."
+    return note
+
+
+def _is_written(facts: Mapping[str, str]) -> bool:
+    return facts.get("dequantized") == "weights"

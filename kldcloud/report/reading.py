@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from kldcloud.report.across_corpora import rank_warnings
 from kldcloud.report.differences import comparisons
-from kldcloud.report.engine_facts import engine_note
+from kldcloud.report.engine_facts import dequantized_note, engine_note
 from kldcloud.report.summary_shape import Summary
 from kldcloud.report.table import CorpusTable
 
@@ -60,6 +60,8 @@ def run_warnings(summary: Summary, shown: Callable[[str], str]) -> Iterator[str]
     """
     yield from rank_warnings(summary, shown)
     if note := engine_note(summary, shown):
+        yield note
+    if note := dequantized_note(summary, shown):
         yield note
 
 

@@ -28,6 +28,9 @@ class TransformersSpec(SpecModel):
         head: float32 makes logits of the states that enter the output head, in float32; model
             takes them as the model returns them, rounded to its dtype.
         offload: let layers that a GPU has no room for wait in the machine's memory.
+        dequantize: write the weights of FP8, GPTQ and AWQ checkpoints out in dtype instead of
+            running them by their own kernels; activations are then not rounded. Models that are
+            quantised otherwise, or not, run as they do without it.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -35,6 +38,7 @@ class TransformersSpec(SpecModel):
     attention: Literal["sdpa", "eager"] = "sdpa"
     head: Literal["float32", "model"] = "float32"
     offload: Switch = False
+    dequantize: Switch = False
 
     def replaced_by(self, other: TransformersSpec) -> TransformersSpec:
         """Return these options with those that were given in `other` in their place."""

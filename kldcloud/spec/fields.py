@@ -135,6 +135,12 @@ def model_source(value: object) -> SourceUri:
     return source
 
 
+def any_model(value: object) -> SourceUri:
+    """As `model_source`, for what may be a folder or a repository as well."""
+    source = model_place(value)
+    return source if source.is_repository else model_source(source)
+
+
 def not_text(value: object) -> str:
     """Return why a value that YAML did not read as text is refused, and how to mend that."""
     if isinstance(value, bool | int | float):
@@ -233,6 +239,8 @@ Source = Annotated[SourceUri, PlainValidator(source_uri), PlainSerializer(str)]
 ModelPlace = Annotated[SourceUri, PlainValidator(model_place), PlainSerializer(str)]
 """Of a file, a folder or a repository."""
 ModelSource = Annotated[SourceUri, PlainValidator(model_source), PlainSerializer(str)]
+AnyModel = Annotated[SourceUri, PlainValidator(any_model), PlainSerializer(str)]
+"""As `ModelPlace`, and no built-in text."""
 StoreAddress = Annotated[str, _text(check_store)]
 QuantType = Annotated[str, _text(quant_type_or_recipe)]
 Chunks = Annotated[int | Literal["all"], _count_or("all", _MOST_CHUNKS)]

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from kldcloud.errors import SpecError
 from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.fields import (
+    AnyModel,
     Chunks,
     ModelSource,
     Name,
@@ -21,6 +22,7 @@ from kldcloud.spec.fields import (
     Switch,
     TokenCount,
     Whole,
+    any_model,
     but_not,
     model_source,
     name_after,
@@ -52,20 +54,20 @@ class TeacherSpec(SpecModel):
     """The model that the student is drawn back to; never changed. A file alone stands for `model`.
 
     Attributes:
-        model: a GGUF file.
+        model: a GGUF file, or a folder or repository of safetensors, of which a GGUF is made.
         convert: the type that it is converted to first, which makes a quantised file usable as the
-            base of `quantize`.
+            base of `quantize`; a folder has its own without it.
         name: what reports call it.
     """
 
-    model: ModelSource
+    model: AnyModel
     convert: Literal["F32", "F16", "BF16"] | None = None
     name: Name | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _file_alone(cls, data: Any) -> Any:  # noqa: ANN401 - pydantic hands over what was given
-        return {"model": model_source(data)} if isinstance(data, str | SourceUri) else data
+        return {"model": any_model(data)} if isinstance(data, str | SourceUri) else data
 
     @model_validator(mode="after")
     def _has_a_name(self) -> Self:

@@ -339,3 +339,19 @@ def test_products_are_exact_within_and_settings_as_before_after() -> None:
         assert matmul.allow_bf16_reduced_precision_reduction
     finally:
         matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction = before
+
+
+@pytest.mark.parametrize("older", ["high", "medium"])
+def test_both_of_torchs_settings_agree_within(older: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    try:
+        torch.set_float32_matmul_precision(older)
+        newer = matmul.fp32_precision
+        with exact_products():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not matmul.allow_tf32  # raises where they do not
+        assert torch.get_float32_matmul_precision() == older
+        assert matmul.fp32_precision == newer
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,7 +50,10 @@ def test_a_plan_counts_what_the_file_lets_it_count() -> None:
             "  text        a.txt: the first 12,000 tokens at most, 23 chunks of 512; "
             "the last 12.5 % of it are held out"
         ),
-        "  training    10 steps of 4 chunks in 2 passes: codes, norms, head; lr 0.0002",
+        (
+            "  training    10 steps of 4 chunks in 2 passes: codes, norms, head; lr 0.0002; "
+            "bfloat16 on GPUs"
+        ),
         "  evaluation  before, after and every 20 steps: 4 chunks held out",
         "  checkpoints every 20 steps, 2 kept",
         (
@@ -70,7 +74,7 @@ def test_what_the_text_decides_stays_open() -> None:
     assert (plan.chunks, plan.steps) == (None, None)
     text = plan.to_text()
     assert "a.txt: all of it in chunks of 512 tokens; the last 10 % of it are held out" in text
-    assert "  training    steps of 8 chunks: codes, norms; lr 0.0002" in text
+    assert "  training    steps of 8 chunks: codes, norms; lr 0.0002; bfloat16 on GPUs" in text
     assert text.count("b.txt") == 0
 
 
@@ -85,6 +89,15 @@ def test_only_files_that_the_job_asks_for_are_made() -> None:
     assert files(student={"init": init}) == [rounded, trained]
     init["imatrix"] = "m.dat"
     assert files(student={"init": init}) == [rounded, "Q4_0 with importances", trained]
+
+
+def test_a_folder_becomes_a_gguf_first(tmp_path: Path) -> None:
+    for folder in (str(tmp_path), "hf:org/model", {"model": str(tmp_path), "convert": "F16"}):
+        first, *others = plan_of(teacher=folder).files
+        assert first == "the teacher as a GGUF"
+        assert ("the teacher as F16" in others) is isinstance(folder, dict)
+    for file in (tmp_path / "t.gguf", "hf:org/model/t.gguf", "package:no_such/x"):
+        assert "the teacher as a GGUF" not in plan_of(teacher=str(file)).files
 
 
 def test_a_plan_for_scripts_holds_the_whole_job() -> None:
@@ -134,6 +147,6 @@ def test_a_plan_says_who_trains_and_refuses_where_it_cannot() -> None:
     ).job
     first, *lines = QadPlan(job, RENTED, FREE).to_text().splitlines()
     assert first == "demo: NVFP4, distilled from t-F16 by NVIDIA Model Optimizer 0.46.0 on local"
-    assert any(line.endswith("lr 1e-05") for line in lines)
+    assert any(line.endswith("lr 1e-05; bfloat16") for line in lines)
     with pytest.raises(UserError, match="trains on all NVIDIA GPUs of one machine, and local has"):
         plan_qad(job, RENTED, None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kldcloud.errors import UserError
 from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.pipeline import options
@@ -14,6 +15,7 @@ from kldcloud.pipeline.options import engines, uses_gpu
 from kldcloud.spec.engine import EngineOptions
 from tests.model_folders import folder_of
 from tests.pipeline.sweeps import Notes
+from tests.quantised_folders import configured, gptq, rewritten
 from tests.tiny_models import TinyPair, tiny_pair
 
 
@@ -48,6 +50,33 @@ def test_weights_that_are_widened_take_more_memory_than_they_are_stored_in(
     assert wide == 2 * model.bytes == 4 * (model.parameters or 0)
     gguf = model_file("a", "a.gguf", pair.base, Notes())
     assert engines(narrow, threads=1).loaded_bytes(gguf) == gguf.bytes
+
+
+def test_packed_weights_are_counted_as_they_are_once_unpacked(
+    pair: TinyPair, tmp_path: Path
+) -> None:
+    folder = folder_of(pair.base, tmp_path / "hf")
+    whole = folder_model("b", "hf", folder, Notes()).bytes
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    packed = rewritten(folder, tmp_path / "packed", lambda *each: gptq(*each, group=32)[0])
+    model = folder_model("q", "hf", configured(packed, settings), Notes())
+    said = EngineOptions.model_validate({"transformers": {"dequantize": True}})
+    runs = engines(said, threads=1)
+    assert model.bytes < whole < runs.loaded_bytes(model) < 1.5 * whole
+    found = runs.of(model)
+    assert isinstance(found, TransformersOptions)
+    assert found.dequantize
+    # It is no option of what is not quantised, whose stages stay where they are.
+    assert runs.of(folder_model("b", "hf", folder, Notes())) == TransformersOptions("float32")
+
+
+def test_a_checkpoint_that_would_not_run_is_refused_before_anything_is_loaded(
+    pair: TinyPair, tmp_path: Path
+) -> None:
+    folder = folder_of(pair.base, tmp_path / "hf")
+    model = folder_model("q", "hf", configured(folder, {"quant_method": "fp8"}), Notes())
+    with pytest.raises(UserError, match=r"engine\.transformers\.dequantize: true"):
+        engines(EngineOptions(), threads=1).of(model)
 
 
 def test_a_gpu_is_asked_for_where_something_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

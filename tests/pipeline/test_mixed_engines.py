@@ -16,11 +16,13 @@ from kldcloud.pipeline.exchange import export_base_file
 from kldcloud.pipeline.runs import FoundRun
 from kldcloud.report.compared import render_compared
 from kldcloud.report.engine_facts import engine_note
+from kldcloud.report.reading import run_warnings
 from kldcloud.report.summary_file import parse_summary
 from kldcloud.report.summary_shape import Summary
 from kldcloud.store import open_store
 from tests.model_folders import folder_of
 from tests.pipeline.sweeps import Notes, corpus, facts, result_bytes, sweep
+from tests.quantised_folders import configured, fp8_blocks, rewritten
 from tests.tiny_models import TinyPair, tiny_pair
 
 pytestmark = pytest.mark.usefixtures("one_ray")
@@ -141,6 +143,38 @@ def test_runs_of_recipes_and_engines_are_compared_candidate_by_candidate(
     ran = {row.split(",")[4]: row for row in rows[1:]}
     assert ",llama.cpp," in ran["candidate"]
     assert ",transformers," in ran["noisy-hf"]
+
+
+def test_weights_that_were_written_out_are_on_record(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    packed = rewritten(folders["base"], tmp_path / "fp8", lambda *each: fp8_blocks(*each)[0])
+    candidates = [{"model": str(configured(packed, settings)), "name": "blocks"}]
+    engine = {"transformers": {"dequantize": True}}
+    job = facts(folders["base"], candidates, [corpus(chunks=4)], engine=engine)
+    summary = sweep(job, tmp_path / "store").summary
+    assert 1e-7 < means(summary)["blocks"] < 1e-2
+    assert summary.engines == {"blocks": {"quantization": "fp8", "dequantized": "weights"}}
+    assert "dequantized" not in summary.engine
+    (note,) = run_warnings(summary, str)
+    assert note.startswith("Run with dequantised weights and no kernels of their own: blocks (fp8)")
+    assert "rounds activations to FP8 as well" in note
+
+
+@pytest.mark.slow
+def test_a_base_whose_weights_were_written_out_is_on_record(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    packed = rewritten(folders["base"], tmp_path / "fp8", lambda *each: fp8_blocks(*each)[0])
+    candidates = [{"model": str(folders["base"]), "name": "plain"}]
+    engine = {"transformers": {"dequantize": True}}
+    job = facts(configured(packed, settings), candidates, [corpus(chunks=4)], engine=engine)
+    summary = sweep(job, tmp_path / "store").summary
+    assert summary.engines == {"plain": {"quantization": "", "dequantized": ""}}
+    (note,) = run_warnings(summary, str)
+    assert "of their own: the base (fp8)." in note
 
 
 @pytest.mark.slow

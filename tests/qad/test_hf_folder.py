@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kldcloud.errors import EngineError, FormatError, StoreError
 from kldcloud.qad import hf_folder
 from kldcloud.qad.export import export_gguf
-from kldcloud.qad.hf_folder import copy_folder, export_hf
+from kldcloud.qad.hf_folder import FILES, copy_files, export_hf
 from kldcloud.qad.nvfp4_file import RUN_BY_LLAMA_CPP
 from kldcloud.qad.nvfp4_layers import input_formats
 from kldcloud.qad.pair import load_pair
@@ -184,8 +184,8 @@ def test_a_copy_has_the_same_files_or_is_refused(
     teacher: Path, trained: Weights, tmp_path: Path
 ) -> None:
     export_hf(teacher, trained, tmp_path / "hf")
-    copy_folder(tmp_path / "hf", tmp_path / "a" / "copy")
+    copy_files([tmp_path / "hf" / name for name in FILES], tmp_path / "a" / "copy")
     for each in (tmp_path / "hf").iterdir():
         assert (tmp_path / "a" / "copy" / each.name).read_bytes() == each.read_bytes()
     with pytest.raises(StoreError, match="cannot be written"):
-        copy_folder(tmp_path / "hf", teacher)
+        copy_files([tmp_path / "hf" / name for name in FILES], teacher)

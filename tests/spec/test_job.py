@@ -53,6 +53,7 @@ def test_what_is_left_out_has_the_documented_default() -> None:
             "attention": "sdpa",
             "head": "float32",
             "offload": False,
+            "dequantize": False,
         },
     }
 

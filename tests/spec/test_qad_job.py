@@ -130,6 +130,14 @@ def test_a_file_alone_stands_for_its_model(job_file: Path) -> None:
     assert short.student.init.imatrix is None
 
 
+@pytest.mark.parametrize("place", ["hf:org/repo@v1", "package:models/folder", "models/folder"])
+def test_a_teacher_may_be_a_folder_or_a_repository(job_file: Path, place: str) -> None:
+    short = job_of(job_file, f"teacher={place}")
+    assert short == job_of(job_file, f"teacher={{model: {place}}}")
+    assert short.teacher.display_name in {"repo", "folder"}
+    assert "repository; write hf:org/repo/file" in refusal_of(job_file, "student.init=hf:org/repo")
+
+
 def test_an_importance_matrix_is_computed_unless_the_job_says_otherwise(job_file: Path) -> None:
     assert job_of(job_file).student.init.imatrix == "auto"
     assert job_of(job_file, "student.init.imatrix=").student.init.imatrix == "auto"
@@ -275,14 +283,6 @@ MAPPING = "must be a mapping (indented 'key: value' lines)"
             "model: teacher.gguf",
             "model: builtin:python-reference",
             "x.yaml:3: teacher.model: a built-in text is not a model",
-        ),
-        (
-            "model: teacher.gguf",
-            "model: hf:org/repo",
-            (
-                "x.yaml:3: teacher.model: 'hf:org/repo@main' does not name a file of a Hugging "
-                "Face repository; write hf:org/repo/file.gguf, and @revision after it if not main"
-            ),
         ),
         ("model: teacher.gguf, ", "", "x.yaml:3: teacher.model: is missing"),
         (
@@ -596,6 +596,8 @@ def test_model_optimizer_starts_from_its_own_settings_and_takes_a_jobs(tmp_path:
         (["export="], "export.to: modelopt exports a folder (its GGUF is made beside it): write"),
         (["train.patience=3"], "train.patience: modelopt trains all steps"),
         (["train.skip_below=0.1"], "train.skip_below: modelopt trains in any case"),
+        (["train.precision=float32"], "train.precision: modelopt trains in bfloat16: leave it"),
+        (["train.recompute=false"], "train.recompute: modelopt keeps no activations: leave it"),
         (["train.train_head=true"], "train.train_head: an nvfp4 student has"),
         (["checkpoints.every=40"], "checkpoints.every: modelopt keeps the best of what it looks"),
         (["train=fast"], "train: "),

@@ -32,9 +32,8 @@ ROWS: Final = {"cpu": 512, "cuda": 4096}
 TILE_BYTES: Final = {"cpu": 16 << 20, "cuda": 128 << 20}
 """Logits of both sides, and what is made of them.
 
-On CPUs a tile should stay in the last-level cache. On an H100, 128 MiB are 4096 columns of 4096
-rows twice: 512 blocks of 128 x 256, four waves on its 132 processors. Tiles that fit its 50 MB
-cache would be one wave each, and lose more by ending together than memory costs.
+On CPUs a tile should stay in the last-level cache. On GPUs launches are what small tiles cost: on
+an H200, with 4096 rows of bfloat16, 64 MiB take 3 % longer than 128, and 256 MiB 2 % less.
 """
 
 _BUFFERS: Final = 2
@@ -157,18 +156,20 @@ def _on_each_tile(
     buffers = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(_BUFFERS)]
     read: list[torch.cuda.Event] = []
     beside.wait_stream(first)
-    for at, (start, stop) in enumerate(plan.tiles()):
-        if at >= _BUFFERS:
-            first.wait_event(read[at - _BUFFERS])
-        b, c = buffers[at % _BUFFERS][..., : stop - start]
-        base.logits(start, stop, b)
-        candidate.logits(start, stop, c)
-        beside.wait_event(first.record_event())
-        with torch.cuda.stream(beside):
-            work(b, c, start)
-        read.append(beside.record_event())
-    # Nobody gets the buffers, or reads what came of them, before all is done.
-    first.wait_stream(beside)
+    try:
+        for at, (start, stop) in enumerate(plan.tiles()):
+            if at >= _BUFFERS:
+                first.wait_event(read[at - _BUFFERS])
+            b, c = buffers[at % _BUFFERS][..., : stop - start]
+            base.logits(start, stop, b)
+            candidate.logits(start, stop, c)
+            beside.wait_event(first.record_event())
+            with torch.cuda.stream(beside):
+                work(b, c, start)
+            read.append(beside.record_event())
+    finally:
+        # Nobody gets the buffers, or reads what came of them, before all is done.
+        first.wait_stream(beside)
 
 
 @cache

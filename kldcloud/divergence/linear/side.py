@@ -147,12 +147,24 @@ def exact_products() -> Iterator[None]:
         "allow_fp16_accumulation",
     )
     before = {flag: getattr(cuda, flag) for flag in flags}
+    older = _older_setting()
     try:
+        # NVIDIA's containers allow TF32 by the older setting, and where it says other than the
+        # newer ones, torch refuses every product.
+        torch.set_float32_matmul_precision("highest")
         cuda.fp32_precision = cpu.fp32_precision = "ieee"
         for flag in flags:
             setattr(cuda, flag, False)
         yield
     finally:
+        torch.set_float32_matmul_precision(older)
         cuda.fp32_precision, cpu.fp32_precision = precisions
         for flag, value in before.items():
             setattr(cuda, flag, value)
+
+
+def _older_setting() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it is not told where a newer one has been set lower
+        return "highest"

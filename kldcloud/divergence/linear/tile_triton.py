@@ -73,13 +73,9 @@ def _tile_kernel(b, c, b_stride, c_stride, tokens, picked, best, rows, start, co
     best_b, best_c = tl.load(best + row), tl.load(best + rows + row)
     out = row * stride + first
     lanes = tl.arange(0, WIDTH)
-    next_b, next_c = _loaded(b, lanes, columns, WHOLE), _loaded(c, lanes, columns, WHOLE)
     for at in range(0, columns, WIDTH):
         lanes = at + tl.arange(0, WIDTH)
-        x_b, x_c = next_b, next_c
-        # The next stretch is on its way while this one is summed up.
-        next_b = _loaded(b, lanes + WIDTH, columns, False)
-        next_c = _loaded(c, lanes + WIDTH, columns, False)
+        x_b, x_c = _loaded(b, lanes, columns, WHOLE), _loaded(c, lanes, columns, WHOLE)
         high_b, high_c = tl.max(x_b, axis=0), tl.max(x_c, axis=0)
         low = tl.min(x_b if WHOLE else tl.where(lanes < columns, x_b, LARGEST), axis=0)
         # Only a new largest logit is looked for: a few times a row, and never among equals.

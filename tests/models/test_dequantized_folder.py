@@ -1,0 +1,263 @@
+"""Checkpoints in FP8 blocks, GPTQ and AWQ with their weights written out: the numbers they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kldcloud.corpus.chunks import ChunkShape
+from kldcloud.divergence.base_rows import LogitRows
+from kldcloud.divergence.kernel import token_statistics
+from kldcloud.errors import FormatError, UserError
+from kldcloud.models import transformers_methods
+from kldcloud.models.dequantized_folder import dequantized_tensors
+from kldcloud.models.dequantized_weights import awq_weight, fp8_weight, gptq_weight
+from kldcloud.models.engines import load_engine
+from kldcloud.models.model_folder import read_model_folder
+from kldcloud.models.transformers_methods import check_method
+from kldcloud.models.transformers_options import TransformersOptions
+from tests.model_folders import folder_of
+from tests.qad.small_training import tiny_teacher
+from tests.quantised_folders import Maker, awq, both, configured, fp8_blocks, gptq, rewritten
+from tests.tiny_folders import save_words
+
+GOLDEN = Path(__file__).parents[1] / "golden/gptqmodel/layers.safetensors"
+CONTEXT = 64
+TOKENS = np.random.default_rng(0).integers(3, 320, CONTEXT).astype(np.int32)
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+SMALL_FP8 = FP8 | {"weight_block_size": [32, 32]}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": False}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
+V2 = {"checkpoint_format": "gptq_v2"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of which some matrices are no whole number of blocks."""
+    place = tmp_path_factory.mktemp("gguf")
+    return folder_of(tiny_teacher(place, feed_forward=320), place / "hf")
+
+
+def logits(path: Path, *, dequantize: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
+    method = read_model_folder(path).quantization or ""
+    options = TransformersOptions("float32", quantization=method, dequantize=dequantize)
+    engine = load_engine(path, CONTEXT, options)
+    found = engine.evaluate(TOKENS).logits.copy()
+    engine.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("maker", "settings"),
+    [
+        pytest.param(fp8_blocks, FP8, id="fp8"),
+        pytest.param(
+            partial(fp8_blocks, block=1024), FP8 | {"weight_block_size": None}, id="fp8-tensor"
+        ),
+        pytest.param(gptq, GPTQ, id="gptq"),
+        pytest.param(partial(gptq, shuffled=True), GPTQ | {"desc_act": True}, id="gptq-act"),
+        pytest.param(partial(gptq, bits=8, offset=0), GPTQ | {"bits": 8} | V2, id="gptq8-v2"),
+        pytest.param(awq, AWQ, id="awq"),
+    ],
+)
+def test_a_checkpoint_runs_with_the_values_that_it_holds(
+    folder: Path, tmp_path: Path, maker: Maker, settings: dict[str, Any]
+) -> None:
+    quantised, exact = both(folder, tmp_path, maker, settings)
+    meant = logits(exact, dequantize=False)
+    following = ChunkShape(CONTEXT).next_tokens(TOKENS)
+    found = token_statistics(LogitRows(meant), logits(quantised, dequantize=True), following)
+    assert found.kld.max() < 1e-9
+    lost = token_statistics(LogitRows(logits(folder, dequantize=False)), meant, following)
+    assert lost.kld.mean() > 1e-6
+
+
+def test_layers_are_read_as_gptqmodel_reads_them() -> None:
+    stored = load_file(GOLDEN)
+    for name, bits in (("gptq4", 4), ("gptq4-act", 4), ("gptq8", 8)):
+        for form, offset in (("gptq", 1), ("gptq_v2", 0)):
+            parts = {part: stored[f"{name}.{form}.{part}"] for part in ("qweight", "qzeros")}
+            scales, groups = stored[f"{name}.{form}.scales"], stored[f"{name}.{form}.g_idx"].long()
+            found = gptq_weight(
+                **parts, scales=scales, groups=groups, bits=bits, zero_offset=offset
+            )
+            assert torch.equal(found.half(), stored[f"{name}.weight"])
+    found = awq_weight(*(stored[f"awq.{part}"] for part in ("qweight", "qzeros", "scales")))
+    assert torch.equal(found.half(), stored["awq.weight"])
+
+
+def test_blocks_are_counted_from_the_edge_where_the_last_is_cut() -> None:
+    """192 rows in blocks of 128 are 128 and 64, though two scales could share them evenly."""
+    codes = torch.ones(3, 192, 130).to(torch.float8_e4m3fn)
+    scales = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(3, 2, 2)
+    found = fp8_weight(codes, scales, (128, 128))
+    assert found[2, 127, 127] == 1
+    assert found[2, 127, 128] == 2
+    assert found[2, 128, 127] == 3
+    assert found[2, 191, 129] == 4
+
+
+def test_experts_that_lie_apart_come_together(tmp_path: Path) -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=320,
+        hidden_size=64,
+        moe_intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        initializer_range=0.2,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "moe")
+    save_words(tmp_path / "moe")
+    quantised, exact = both(tmp_path / "moe", tmp_path, partial(fp8_blocks, block=32), SMALL_FP8)
+    meant = logits(exact, dequantize=False)
+    assert np.abs(logits(quantised, dequantize=True) - meant).max() < 1e-5 * np.abs(meant).max()
+
+
+Change = Callable[[dict[str, torch.Tensor]], object]
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+def changed(quantised: Path, change: Change) -> Path:
+    """A folder with other tensors."""
+    path = quantised / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return quantised
+
+
+def to_all_ones(tensors: dict[str, torch.Tensor], name: str) -> None:
+    tensors[name] = torch.full_like(tensors[name], -1)
+
+
+@pytest.mark.parametrize(
+    ("maker", "settings", "change", "message"),
+    [
+        (gptq, GPTQ, lambda t: t.pop(f"{LAYER}.scales"), "has no tensor .*q_proj.scales"),
+        (gptq, GPTQ, lambda t: t.update({f"{LAYER}.weight": torch.ones(1)}), "has both"),
+        (gptq, GPTQ, lambda t: t[f"{LAYER}.g_idx"].fill_(4), "names a group that is not there"),
+        (gptq, GPTQ, lambda t: t[f"{LAYER}.g_idx"].fill_(-1), "names a group that is not there"),
+        (
+            gptq,
+            GPTQ,
+            lambda t: t.update({f"{LAYER}.qzeros": t[f"{LAYER}.qzeros"][:, :24].contiguous()}),
+            "not packed in 4 or 8 bits",
+        ),
+        (gptq, GPTQ, lambda t: to_all_ones(t, f"{LAYER}.qzeros"), "zero point that overflowed"),
+        (gptq, GPTQ | {"checkpoint_format": "marlin"}, lambda _: None, "format 'marlin'"),
+        (
+            awq,
+            AWQ,
+            lambda t: t.update({f"{LAYER}.qzeros": torch.zeros(4, 31, dtype=torch.int32)}),
+            r"q_proj.qzeros is I32 4 x 31, not I32 4 x 32",
+        ),
+        (awq, AWQ | {"version": "gemv"}, lambda _: None, "version 'gemv'"),
+        (fp8_blocks, FP8, lambda t: t.pop(f"{LAYER}.weight_scale_inv"), "weight_scale_inv"),
+        (
+            fp8_blocks,
+            FP8,
+            lambda t: t.update({f"{LAYER}.weight": t[f"{LAYER}.weight"].float()}),
+            "belongs to no weight in F8_E4M3",
+        ),
+        (
+            fp8_blocks,
+            FP8 | {"weight_block_size": [64, 128]},
+            lambda _: None,
+            "weight_scale_inv is F32 2 x 3, not BF16 or F16 or F32 4 x 3",
+        ),
+        (fp8_blocks, FP8 | {"weight_block_size": [0, 128]}, lambda _: None, "no pair of counts"),
+        (fp8_blocks, FP8 | {"weight_block_size": None}, lambda _: None, "has not one scale"),
+    ],
+)
+def test_what_is_not_the_method_is_refused(
+    folder: Path,
+    tmp_path: Path,
+    maker: Maker,
+    settings: dict[str, Any],
+    change: Change,
+    message: str,
+) -> None:
+    quantised = rewritten(folder, tmp_path / "q", lambda *each: maker(*each)[0])
+    found = read_model_folder(configured(changed(quantised, change), settings))
+    with pytest.raises(FormatError, match=message) as caught:
+        dequantized_tensors(found, torch.float32)
+    assert "engine.transformers.dequantize" in str(caught.value)
+
+
+def test_a_bias_that_the_model_has_not_must_be_zero(folder: Path, tmp_path: Path) -> None:
+    quantised = rewritten(folder, tmp_path / "q", lambda *each: gptq(*each)[0])
+    configured(quantised, GPTQ)
+    changed(quantised, lambda tensors: tensors.update({f"{LAYER}.bias": torch.zeros(256)}))
+    logits(quantised, dequantize=True)
+    changed(quantised, lambda tensors: tensors[f"{LAYER}.bias"].fill_(1))
+    with pytest.raises(FormatError, match=r"q_proj\.bias is not zero"):
+        logits(quantised, dequantize=True)
+
+
+def test_nothing_is_dequantised_without_being_asked(folder: Path, tmp_path: Path) -> None:
+    """On a CPU transformers would take FP8's weights alone, and say so only in its log."""
+    quantised = rewritten(folder, tmp_path / "q", lambda *each: fp8_blocks(*each)[0])
+    configured(quantised, FP8)
+    with pytest.raises(UserError, match="multiplies in FP8, which needs a GPU") as caught:
+        logits(quantised, dequantize=False)
+    assert "engine.transformers.dequantize: true" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "package"), [(GPTQ, "gptqmodel, optimum"), (AWQ, "gptqmodel")]
+)
+def test_packages_that_are_missing_are_named_with_where_to_put_them(
+    folder: Path,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transformers_methods, "_is_there", lambda _: False)
+    found = read_model_folder(configured(rewritten(folder, tmp_path / "q", plain), settings))
+    with pytest.raises(UserError, match=f"needs {package}, which is not installed") as caught:
+        check_method(found, "cpu", dequantize=False)
+    assert f"add packages: [{package}] to the cluster file" in str(caught.value)
+    assert "engine.transformers.dequantize: true" in str(caught.value)
+    check_method(found, "cpu", dequantize=True)
+
+
+def test_on_a_gpu_fp8_needs_kernels_of_a_version_that_transformers_takes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_methods, "_multiplies_fp8", lambda _: True)
+    monkeypatch.setattr("transformers.utils.is_kernels_available", lambda: False)
+    found = read_model_folder(configured(rewritten(folder, tmp_path / "q", plain), FP8))
+    with pytest.raises(UserError, match=r"needs kernels==[0-9.]+, which is not installed"):
+        check_method(found, "cuda", dequantize=False)
+    monkeypatch.setattr("transformers.utils.is_kernels_available", lambda: True)
+    check_method(found, "cuda", dequantize=False)
+
+
+def test_a_method_that_transformers_does_not_know_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = configured(rewritten(folder, tmp_path / "q", plain), {"quant_method": "modelopt"})
+    with pytest.raises(UserError, match="has nothing for quant_method 'modelopt'"):
+        logits(path, dequantize=False)
+
+
+def test_weights_that_were_written_out_are_named() -> None:
+    facts = TransformersOptions("float32", quantization="gptq", dequantize=True).fingerprint()
+    assert (facts["quantization"], facts["dequantized"]) == ("gptq", "weights")
+
+
+def plain(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: weight.clone()}
