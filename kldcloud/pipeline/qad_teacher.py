@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from kldcloud.errors import UserError
 from kldcloud.models.folder_files import TOKENIZER_FILES
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import read_model_folder
@@ -14,14 +15,17 @@ from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import Sources
 from kldcloud.spec.qad_job import QadJob
 
+COMPARED_BYTES: Final = 16 << 20
+"""Of each text: some five million tokens, which take half a minute. A text may have a thousand
+times as many, and the rest of it would say nothing new of how a tokenizer splits."""
 _REAL: Final = frozenset({"F32", "F16", "BF16"})
 
 
 def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile:
     """The teacher on this machine, at F16 if its file is quantised itself.
 
-    A folder of safetensors becomes a GGUF in its own dtype, compared with the folder on the job's
-    texts; other machines get that file.
+    A folder of safetensors becomes a GGUF in its own dtype, compared with the folder on the
+    beginning of the job's texts; other machines get that file.
 
     Raises:
         UserError: it is not there, or not what it should be.
@@ -71,15 +75,24 @@ def _of_folder(job: QadJob, path: Path, progress: Progress, sources: Sources) ->
     with about("teacher"):
         look_at_teacher(path)
     with about("data.text"):
-        texts = {"data.text": sources.read_text(job.data.text, progress)}
+        texts = {"data.text": _beginning(sources.text_file(job.data.text, progress))}
     if second is not None:
         with about("eval.second_text"):
-            texts["eval.second_text"] = sources.read_text(second, progress)
+            texts["eval.second_text"] = _beginning(sources.text_file(second, progress))
     with about("teacher"):
         folder = folder_model(spec.display_name, spec.model.filename, path, progress)
         with progress.bar(f"converting {folder.file}", folder.bytes) as bar:
             made = folder_gguf(path, folder.sha256, texts, note=progress.note, progress=bar.reach)
         return model_file(spec.display_name, f"{folder.file}.gguf", made, progress)
+
+
+def _beginning(path: Path) -> str:
+    """As much of a text as tokenizers are compared on; one that is no UTF-8 is refused later."""
+    try:
+        with path.open("rb") as file:
+            return file.read(COMPARED_BYTES).decode(errors="ignore")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _is_quantised(header: GgufHeader) -> bool:

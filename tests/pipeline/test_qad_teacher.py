@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from kldcloud.models.model_folder import read_model_folder
 from kldcloud.models.transformers_engine import TransformersEngine
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_tokenizer import folder_vocabulary
+from kldcloud.pipeline import qad_teacher
 from kldcloud.pipeline.launches import ship
 from kldcloud.pipeline.model_files import folder_model
 from kldcloud.pipeline.options import engines
@@ -26,6 +27,7 @@ from kldcloud.pipeline.qad_files import source_of
 from kldcloud.pipeline.qad_folder import export_folder, what_is_missing
 from kldcloud.pipeline.qad_teacher import find_teacher, tokenizer_files
 from kldcloud.pipeline.sources import HERE, Sources
+from kldcloud.qad.from_folder import convert
 from kldcloud.report.summary_file import parse_summary
 from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.qad_job import QadJob
@@ -110,6 +112,23 @@ def test_a_gguf_has_no_tokenizer_files(tmp_path: Path) -> None:
     teacher = tiny_teacher(tmp_path, layers=1, feed_forward=256)
     assert tokenizer_files(job_of(teacher), Notes(), HERE) == ()
     assert what_is_missing(["config.json"]) == "; add the original model's tokenizer files"
+
+
+def test_tokens_are_compared_on_the_beginning_of_a_text(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Mapping[str, str]] = []
+
+    def noting(_: Path, _sha256: str, texts: Mapping[str, str], **_rest: object) -> Path:
+        seen.append(texts)
+        return tiny_teacher(tmp_path, layers=1, feed_forward=256)
+
+    monkeypatch.setattr(convert, "folder_gguf", noting)
+    monkeypatch.setattr(qad_teacher, "COMPARED_BYTES", 4)
+    text = tmp_path / "text.txt"
+    text.write_text("ab\u20accd")  # its third character takes three bytes
+    find_teacher(job_of(folder, data={"text": str(text)}), Notes(), HERE)
+    assert seen == [{"data.text": "ab"}]
 
 
 def test_machines_that_get_the_folder_make_the_same_file(
