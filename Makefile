@@ -65,6 +65,7 @@ bench: setup
 	$(BIN)/python benchmarks/fake_quantize.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/qad_loss.py
+	$(BIN)/python benchmarks/qad_text.py
 	$(BIN)/python benchmarks/qad.py
 
 clean:
