@@ -49,6 +49,7 @@ def means(summary: Summary) -> dict[str, float]:
     return {name: result.kld.mean.value or 0.0 for name, result in found.items() if result}
 
 
+@pytest.mark.slow
 def test_either_engine_measures_the_same_models_alike(
     pair: TinyPair, folders: dict[str, Path], tmp_path: Path
 ) -> None:
