@@ -88,14 +88,10 @@ class LinearSide:
         return replace(self, states=self.states[rows])
 
     @property
-    def of_one_half(self) -> bool:
-        """Whether states and head are of one half-precision dtype."""
-        return self.states.dtype == self.weight.dtype and self.states.dtype in _HALVES
-
-    @property
     def on_tensor_cores(self) -> bool:
         """Whether products read half-precision numbers as they are."""
-        return self.of_one_half and self.states.is_cuda
+        halves = self.states.dtype == self.weight.dtype and self.states.dtype in _HALVES
+        return halves and self.states.is_cuda
 
     @property
     def widened(self) -> int:

@@ -94,10 +94,6 @@ class Stretches:
             torch.empty(2, rows, capacity, dtype=torch.int32, device=device),
         )
 
-    def part(self, start: int, stop: int) -> Stretches:
-        """Some of them, as views."""
-        return Stretches(self.sums[..., start:stop], self.tops[..., start:stop])
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pieces:
