@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -15,37 +16,64 @@ def never_swallowed() -> Iterator[None]:
     """A block out of which a Ctrl-C comes as KeyboardInterrupt, even if the block lost it.
 
     Python drops what is raised in callbacks around a fork (the locks of `logging` and `filelock`
-    have some), and prints its traceback. Ray forks many times while it starts: one Ctrl-C in forty
-    was lost. As it comes out of the block all the same, its traceback is not printed.
+    have some), prints its traceback, and leaves the callback half done: the next one trips over
+    that. Ray forks many times while it starts: one Ctrl-C in forty was lost. So a Ctrl-C during a
+    fork of this thread is noted and comes out at the end of the block. One that gets lost all the
+    same (a finaliser, a callback that was registered later) does too, without its traceback.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield  # no signal arrives here
         return
-    heard = False
-
-    def listen(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
-        signal.default_int_handler(number, frame)
-
-    def report(dropped: sys.UnraisableHookArgs) -> None:
-        if not (heard and issubclass(dropped.exc_type, KeyboardInterrupt)):
-            report_before(dropped)
-
     before, report_before = signal.getsignal(signal.SIGINT), sys.unraisablehook
     if before is not signal.default_int_handler:
         yield  # whoever changed that has plans of their own
         return
-    signal.signal(signal.SIGINT, listen)
+    ear = _Ear()
+
+    def report(dropped: sys.UnraisableHookArgs) -> None:
+        if not (ear.heard and issubclass(dropped.exc_type, KeyboardInterrupt)):
+            report_before(dropped)
+
+    signal.signal(signal.SIGINT, ear.listen)
     sys.unraisablehook = report
     try:
         yield
     except Exception as error:
-        if heard:  # what was lost left something behind that did not work
+        if ear.heard:  # what was lost left something behind that did not work
             raise KeyboardInterrupt from error
         raise
     finally:
         sys.unraisablehook = report_before
         signal.signal(signal.SIGINT, before)
-    if heard:
+    if ear.heard:
         raise KeyboardInterrupt
+
+
+class _Ear:
+    """Hears Ctrl-C, and raises KeyboardInterrupt at once unless its thread is just forking."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._forking = False
+        # The last to register is called first before a fork and last after it: round all others.
+        # Nothing unregisters these; a process starts Ray once or twice.
+        os.register_at_fork(
+            before=self._fork_begins,
+            after_in_parent=self._fork_ends,
+            after_in_child=self._fork_ends,
+        )
+
+    def listen(self, number: int, frame: FrameType | None) -> None:
+        self.heard = True
+        if not self._forking:
+            signal.default_int_handler(number, frame)
+
+    def _fork_begins(self) -> None:
+        self._forking = _in_main_thread()
+
+    def _fork_ends(self) -> None:
+        self._forking = False
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

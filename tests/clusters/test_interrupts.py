@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -44,12 +46,48 @@ def fail() -> None:
     raise RuntimeError("it did not start")
 
 
+def fork() -> None:
+    # A function to call in the child makes Python fork as Ray does, with the callbacks.
+    subprocess.run([sys.executable, "-c", ""], preexec_fn=os.getpid, check=True)
+
+
+@pytest.fixture
+def forks() -> Iterator[list[str]]:
+    """What the callbacks around a fork did; a signal arrives in the first of them."""
+    done: list[str] = []
+    armed = True
+
+    def before() -> None:
+        if armed:
+            interrupt()
+            done.append("began")
+
+    def after() -> None:
+        if armed:
+            done.append("ended")
+
+    os.register_at_fork(before=before, after_in_parent=after)
+    yield done
+    armed = False
+
+
 def test_an_interrupt_that_a_callback_lost_comes_out_of_the_block() -> None:
     reached: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         blocked(reached, _Falls, time.time)
     assert reached == ["_Falls", "time"], "the interrupt was to be lost first"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_during_a_fork_leaves_its_callbacks_whole(
+    monkeypatch: pytest.MonkeyPatch, forks: list[str]
+) -> None:
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    with pytest.raises(KeyboardInterrupt):
+        blocked(forks, fork, time.time)
+    assert forks == ["began", "ended", "fork", "time"]
+    assert reported == []
 
 
 def test_it_outweighs_what_failed_because_of_it() -> None:
