@@ -28,7 +28,7 @@ from kldcloud.models.transformers_head import (
     own_logits,
     plain_head,
 )
-from kldcloud.models.transformers_load import load_transformers
+from kldcloud.models.transformers_load import MORE_MEMORY, OFFLOAD, load_transformers
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_tokenizer import folder_vocabulary
 
@@ -185,7 +185,8 @@ class TransformersEngine:
     def _ids(self, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(tokens[None]).to(self._model.device)
+        # Not the model's own word for it: that is where its first weight is, or waits.
+        return torch.from_numpy(tokens[None]).to(self._options.device)
 
     def _make_logits_here(self, folder: ModelFolder) -> None:
         """Take the head out of the model, and see that ours does what the whole model did."""
@@ -235,8 +236,8 @@ class TransformersEngine:
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"not enough GPU memory for a chunk of {self._context} tokens: {error}",
-                hint="use a smaller context, a GPU with more memory, or "
-                "engine.transformers.offload: true",
+                hint=f"{MORE_MEMORY}, a smaller context"
+                + ("" if self._options.offload else f", or {OFFLOAD}"),
             ) from error
         except KldcloudError:
             raise

@@ -45,7 +45,7 @@ def quieten() -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes", "accelerate.big_modeling"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

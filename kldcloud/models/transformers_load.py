@@ -9,6 +9,7 @@ from kldcloud.errors import EngineError, FormatError, KldcloudError
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.transformers_library import transformers
 from kldcloud.models.transformers_methods import check_method
+from kldcloud.models.transformers_offload import bring_head, offload_settings
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_recipes import recipe_config
 
@@ -17,6 +18,8 @@ _BELONGS_TO_WEIGHTS: Final = (
     *("packed", "qweight", "g_idx"),
 )
 _GIB: Final = 1 << 30
+MORE_MEMORY: Final = "use a GPU with more memory"
+OFFLOAD: Final = "engine.transformers.offload: true"
 
 
 def folder_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a family
@@ -70,7 +73,7 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
     if options.recipe:
         settings["quantization_config"] = recipe_config(options.recipe)
     if options.device != "cpu":
-        settings["device_map"] = "auto" if options.offload else options.device
+        settings |= _placement(folder, options, settings["dtype"])
     try:
         if options.dequantize:
             model, found = _from_dequantized(folder, settings)
@@ -81,14 +84,23 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
     except KldcloudError:
         raise
     except torch.OutOfMemoryError as error:
-        raise _no_room(folder) from error
+        raise _no_room(folder, offload=options.offload) from error
     except Exception as error:
         raise EngineError(
             f"{folder.path}: transformers could not load it: {_first_line(error)}",
             hint="check the folder, and the versions of torch and transformers",
         ) from error
     _check_complete(folder, found)
+    if options.offload and options.device != "cpu":
+        here = torch.device(options.device).type
+        if all(each.device.type != here for each in model.parameters()):  # not one layer
+            raise _no_room(folder, offload=True)
+        bring_head(model.get_output_embeddings())
     return model.eval()
+
+
+def _placement(folder: ModelFolder, options: TransformersOptions, dtype: Any) -> dict[str, Any]:  # noqa: ANN401
+    return offload_settings(folder, dtype) if options.offload else {"device_map": options.device}
 
 
 def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -132,15 +144,15 @@ def _check_complete(folder: ModelFolder, found: Mapping[str, Sequence[Any]]) -> 
             )
 
 
-def _no_room(folder: ModelFolder) -> EngineError:
+def _no_room(folder: ModelFolder, *, offload: bool) -> EngineError:
     import torch
 
     free, whole = torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 0)
     return EngineError(
-        f"{folder.path}: not enough GPU memory: its weights are "
-        f"{folder.tensor_bytes / _GIB:.1f} GiB, and {free / _GIB:.1f} of {whole / _GIB:.1f} GiB "
-        "are free",
-        hint="use a GPU with more memory, or engine.transformers.offload: true",
+        f"{folder.path}: not enough GPU memory{' even with offload' if offload else ''}: its "
+        f"weights are {folder.tensor_bytes / _GIB:.1f} GiB, and {free / _GIB:.1f} of "
+        f"{whole / _GIB:.1f} GiB are free",
+        hint=MORE_MEMORY if offload else f"{MORE_MEMORY}, or {OFFLOAD}",
     )
 
 
