@@ -29,6 +29,7 @@ COMMENTED = (
     "  dtype:",
     "  offload:",
     "  dequantize:",
+    "  round_activations:",
     "envs:",
     "  AWS_ENDPOINT_URL:",
     "  AWS_DEFAULT_REGION:",

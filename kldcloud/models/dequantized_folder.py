@@ -22,7 +22,7 @@ from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.safetensors_header import StoredTensor
 
 _SCALES: Final = ("BF16", "F16", "F32")
-_FP8: Final = "F8_E4M3"
+FP8: Final = "F8_E4M3"
 _MATRIX: Final = 2
 _WORD: Final = 32
 _GPTQ_BITS: Final = (4, 8)
@@ -78,7 +78,7 @@ class _Stored:
     dtype: torch.dtype
 
     def is_plain(self, name: str) -> bool:
-        return self.tensors[name].dtype != _FP8
+        return self.tensors[name].dtype != FP8
 
     def read(self, name: str) -> torch.Tensor:
         found: torch.Tensor = self.files[name].get_tensor(name)
@@ -107,15 +107,33 @@ class _Stored:
         return FormatError(f"{self.folder.path}: {what}", hint=_INSTEAD)
 
 
+def fp8_block(folder: ModelFolder) -> tuple[int, int] | None:
+    """Rows and columns that share a scale in an FP8 checkpoint; None where a whole matrix does.
+
+    Raises:
+        FormatError: its settings say neither.
+    """
+    found = (quantization_settings(folder.config) or {}).get("weight_block_size")
+    if found is None:
+        return None
+    if (
+        not isinstance(found, list)
+        or len(found) != _MATRIX
+        or not all(type(each) is int and 0 < each < 1 << 20 for each in found)
+    ):
+        raise FormatError(f"{folder.path}: weight_block_size is no pair of counts", hint=_INSTEAD)
+    return found[0], found[1]
+
+
 def _read_fp8(stored: _Stored) -> Named:
-    block = _fp8_block(stored)
+    block = fp8_block(stored.folder)
     for name, tensor in stored.tensors.items():
         weight = name.removesuffix("_scale_inv")
         if name.endswith(_OF_ACTIVATIONS):
             continue
         if weight != name:
             if weight not in stored.tensors or stored.is_plain(weight):
-                raise stored.refused(f"{name} belongs to no weight in {_FP8}")
+                raise stored.refused(f"{name} belongs to no weight in {FP8}")
         elif stored.is_plain(name):
             if tensor.dtype.startswith("F8"):
                 raise stored.refused(f"{name} is in {tensor.dtype}, which is not read here")
@@ -138,19 +156,6 @@ def _fp8_tensor(
     if one is None or one.elements != 1 or one.dtype not in _SCALES:
         raise stored.refused(f"{tensor.name} has not one scale in {' or '.join(_SCALES)}")
     return stored.read(tensor.name).float().mul_(stored.read(scale).float().reshape(()))
-
-
-def _fp8_block(stored: _Stored) -> tuple[int, int] | None:
-    found = stored.settings.get("weight_block_size")
-    if found is None:
-        return None
-    if (
-        not isinstance(found, list)
-        or len(found) != _MATRIX
-        or not all(type(each) is int and 0 < each < 1 << 20 for each in found)
-    ):
-        raise stored.refused("weight_block_size is no pair of counts")
-    return found[0], found[1]
 
 
 def _read_gptq(stored: _Stored) -> Named:

@@ -91,6 +91,10 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
             hint="check the folder, and the versions of torch and transformers",
         ) from error
     _check_complete(folder, found)
+    if options.round_activations:
+        from kldcloud.models.fp8_activations import round_activations
+
+        round_activations(model, folder)
     if options.offload and options.device != "cpu":
         here = torch.device(options.device).type
         if all(each.device.type != here for each in model.parameters()):  # not one layer

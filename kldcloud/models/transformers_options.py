@@ -35,6 +35,7 @@ class TransformersOptions:
         offload: let layers that the GPU has no room for wait in the machine's memory.
         dequantize: write its weights out in `dtype`, by `dequantized_folder`, instead of running
             it by the method by which it was quantised.
+        round_activations: then round what enters its layers too, by `fp8_activations`.
     """
 
     dtype: str
@@ -46,6 +47,7 @@ class TransformersOptions:
     quantization: str = ""
     offload: bool = False
     dequantize: bool = False
+    round_activations: bool = False
 
     def fingerprint(self) -> dict[str, str]:
         """What these options and the installed versions add up to, for keys and reports."""
@@ -67,6 +69,8 @@ class TransformersOptions:
             facts["quantization"] = self.quantization + (f" ({packages})" if packages else "")
         if self.dequantize:
             facts["dequantized"] = "weights"
+        if self.round_activations:
+            facts["activations"] = "rounded to FP8"
         if self.device == "cpu":
             return facts | {"instructions": cpu_instructions(), "threads": str(self.threads)}
         kernels = {"triton": versions["triton"]} if "triton" in versions else {}

@@ -80,6 +80,9 @@ class Engines:
             quantization=model.folder.quantization or "",
             offload=said.offload,
             dequantize=dequantize,
+            round_activations=dequantize
+            and said.round_activations
+            and model.folder.quantization == "fp8",  # the others leave them alone
         )
 
 

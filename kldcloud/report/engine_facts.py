@@ -68,8 +68,11 @@ def dequantized_note(summary: Summary, shown: Callable[[str], str]) -> str | Non
         return None
     names = ", ".join(f"{shown(name)} ({shown(str(how))})" for name, how in methods.items())
     note = f"Run with dequantised weights and no kernels of their own: {names}."
-    if "fp8" in methods.values():
-        note += " What serves fp8 rounds activations to FP8 as well, which these figures leave out."
+    if any(how == "fp8" and not ran[name].get("activations") for name, how in methods.items()):
+        note += (
+            " What serves fp8 rounds activations to FP8 as well, which these figures leave out"
+            " (engine.transformers.round_activations: true takes them in)."
+        )
     return note
 
 

@@ -31,6 +31,8 @@ class TransformersSpec(SpecModel):
         dequantize: write the weights of FP8, GPTQ and AWQ checkpoints out in dtype instead of
             running them by their own kernels; activations are then not rounded. Models that are
             quantised otherwise, or not, run as they do without it.
+        round_activations: with dequantize, round what enters the layers of an FP8 checkpoint to
+            FP8 as its kernels do.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -39,6 +41,7 @@ class TransformersSpec(SpecModel):
     head: Literal["float32", "model"] = "float32"
     offload: Switch = False
     dequantize: Switch = False
+    round_activations: Switch = False
 
     def replaced_by(self, other: TransformersSpec) -> TransformersSpec:
         """Return these options with those that were given in `other` in their place."""

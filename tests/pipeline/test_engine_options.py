@@ -70,6 +70,17 @@ def test_packed_weights_are_counted_as_they_are_once_unpacked(
     assert runs.of(folder_model("b", "hf", folder, Notes())) == TransformersOptions("float32")
 
 
+def test_activations_are_rounded_of_fp8_alone(pair: TinyPair, tmp_path: Path) -> None:
+    said = {"transformers": {"dequantize": True, "round_activations": True}}
+    runs = engines(EngineOptions.model_validate(said), threads=1)
+    for method, rounded in (("fp8", True), ("gptq", False)):
+        folder = configured(folder_of(pair.base, tmp_path / method), {"quant_method": method})
+        found = runs.of(folder_model("q", "hf", folder, Notes()))
+        assert isinstance(found, TransformersOptions)
+        assert found.round_activations is rounded
+        assert ("activations" in found.fingerprint()) is rounded
+
+
 def test_a_checkpoint_that_would_not_run_is_refused_before_anything_is_loaded(
     pair: TinyPair, tmp_path: Path
 ) -> None:

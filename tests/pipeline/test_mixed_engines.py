@@ -161,6 +161,9 @@ def test_weights_that_were_written_out_are_on_record(
     (note,) = run_warnings(summary, str)
     assert note.startswith("Run with dequantised weights and no kernels of their own: blocks (fp8)")
     assert "rounds activations to FP8 as well" in note
+    rounded = {"activations": "rounded to FP8", **summary.engines["blocks"]}
+    (note,) = run_warnings(summary.model_copy(update={"engines": {"blocks": rounded}}), str)
+    assert note.endswith("of their own: blocks (fp8).")
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def test_what_is_left_out_has_the_documented_default() -> None:
             "head": "float32",
             "offload": False,
             "dequantize": False,
+            "round_activations": False,
         },
     }
 
