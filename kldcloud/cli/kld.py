@@ -37,12 +37,11 @@ def export_kld(
 ) -> None:
     """Write a run's base distribution as a file that llama-perplexity reads."""
     from kldcloud.cli.terminal import TerminalProgress
-    from kldcloud.errors import UserError
     from kldcloud.pipeline.exchange import export_base_file
     from kldcloud.pipeline.runs import find_run
+    from kldcloud.staging.kld_file import refuse_target
 
-    if output.exists() and not force:
-        raise UserError(f"{output} is there already", hint="choose another name, or add --force")
+    refuse_target(output, overwrite=force)
     export_base_file(
         find_run(run, store), output, corpus=corpus, overwrite=force, progress=TerminalProgress()
     )

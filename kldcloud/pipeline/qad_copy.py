@@ -24,8 +24,10 @@ def copy_here(path: Path, target: Path, progress: Progress) -> None:
     """Copy a file of this machine; the target is whole, or as it was.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: it cannot be written, or what is there is a folder or a device.
     """
+    if target.exists() and not target.is_file():
+        raise StoreError(f"{target} is not a file", hint=_IN_STORE)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

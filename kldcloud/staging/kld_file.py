@@ -258,9 +258,22 @@ class KldWriter:
         self._part.unlink(missing_ok=True)
 
     def _refuse_overwrite(self) -> None:
-        if not self._overwrite and self.path.exists():
-            hint = "choose another name, or ask for it to be overwritten"
-            raise UserError(f"{self.path}: is there already", hint=hint)
+        refuse_target(self.path, overwrite=self._overwrite)
+
+
+def refuse_target(path: Path, *, overwrite: bool) -> None:
+    """See that a file may be written there.
+
+    A device or a folder is never replaced: renaming onto /dev/stdout or /dev/null would take it
+    away from every other program.
+
+    Raises:
+        UserError: something other than a file is there, or a file that may not be replaced.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file", hint="give the name of a file to write")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already", hint="choose another name, or add --force")
 
 
 def _open_regular(path: Path) -> BufferedReader:

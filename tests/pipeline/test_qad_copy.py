@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kldcloud.errors import StoreError
 from kldcloud.pipeline.progress import Silent
-from kldcloud.pipeline.qad_copy import copy_folder_from_store, copy_from_store
+from kldcloud.pipeline.qad_copy import copy_folder_from_store, copy_from_store, copy_here
 from kldcloud.store import open_store
 from kldcloud.store.digest import sha256_bytes
 from tests.report.summaries import as_summary, summary_dict
@@ -32,6 +34,17 @@ def test_a_file_is_found_by_the_digest_that_the_sweep_noted(
     assert target.read_bytes() == DATA
     with pytest.raises(StoreError, match="does not say which file nobody is"):
         copy_from_store(store, as_summary(facts), "nobody", target, Silent())
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_not_a_file_is_never_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    source, target = tmp_path / "student.gguf", tmp_path / "there"
+    source.write_bytes(DATA)
+    make(target)
+    before = target.lstat()
+    with pytest.raises(StoreError, match="there is not a file"):
+        copy_here(source, target, Silent())
+    assert target.lstat() == before
 
 
 def test_a_folder_comes_file_by_file(tmp_path: Path) -> None:
