@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ import numpy.typing as npt
 from kldcloud.errors import UserError
 
 Tokens = npt.NDArray[np.int32]
+
+_LEAST_OFFERED: Final = 16
+"""The shortest context that a sweep, a distillation and an importance matrix all accept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,15 @@ def check_length(tokens: int, context: int) -> None:
     if tokens < 2 * context:
         raise UserError(
             f"the text has {tokens} tokens, fewer than two chunks of {context}",
-            hint=f"give a longer text, or a context of at most {tokens // 2}",
+            hint=too_short_hint(tokens),
         )
+
+
+def too_short_hint(tokens: int) -> str:
+    """What to do about a text of so few tokens; a context is offered if every job may have it."""
+    context = tokens // 2
+    shorter = f", or a context of at most {context}" if context >= _LEAST_OFFERED else ""
+    return f"give a longer text{shorter}"
 
 
 def cut_shards(chunks: int, size: int, edges: Sequence[int] = ()) -> Iterator[Shard]:

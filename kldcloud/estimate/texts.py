@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
+from kldcloud.corpus.chunks import too_short_hint
 from kldcloud.errors import UserError
 from kldcloud.estimate.files import PlannedBase, PlannedCorpus, at_hand
 from kldcloud.models.tokenizer import open_tokenizer
@@ -111,7 +112,7 @@ def _corpus(what: str, spec: CorpusSpec, base: PlannedBase, progress: Progress) 
     if tokens < 2 * spec.context:
         raise UserError(
             f"{what}: the text has {tokens} tokens, fewer than two chunks of {spec.context}",
-            hint=f"give a longer text, or a context of at most {tokens // 2}",
+            hint=too_short_hint(tokens),
         )
     chunks = tokens // spec.context
     if spec.chunks != "all":

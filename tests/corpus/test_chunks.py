@@ -27,8 +27,15 @@ def test_a_limit_takes_chunks_from_the_start(limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [1, "all"])
 def test_a_text_of_less_than_two_chunks_is_refused(limit: int | Literal["all"]) -> None:
-    with pytest.raises(UserError, match=r"15 tokens, fewer than two chunks of 8.*at most 7"):
-        cut_chunks(np.arange(15, dtype=np.int32), 8, limit)
+    with pytest.raises(UserError, match=r"199 tokens, fewer than two chunks of 100.*at most 99"):
+        cut_chunks(np.arange(199, dtype=np.int32), 100, limit)
+
+
+@pytest.mark.parametrize("tokens", [0, 2, 15])
+def test_no_context_is_offered_that_a_job_may_not_have(tokens: int) -> None:
+    with pytest.raises(UserError) as refused:
+        cut_chunks(np.arange(tokens, dtype=np.int32), 64, "all")
+    assert refused.value.hint == "give a longer text"
 
 
 @pytest.mark.parametrize(
