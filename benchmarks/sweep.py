@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kldcloud.cli.terminal import TerminalProgress
+from kldcloud.models.amx import extra_buffers_work
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.sources import read_text
 from kldcloud.pipeline.model_files import ModelFile
@@ -106,6 +107,8 @@ def _run_peer(
     text.write_text(read_text(parse_uri("builtin:python-reference"), cache=cache_dir()) + "\n")
     kld = folder / "base.kld"
     threads = ["-t", str(len(os.sched_getaffinity(0)))]
+    if not extra_buffers_work():
+        threads.append("--no-repack")  # as our engine does: the same compiler built the tool
     commands = {
         "": [
             *("-m", base.path, "-f", text, "--kl-divergence-base", kld),
