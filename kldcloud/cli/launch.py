@@ -93,10 +93,7 @@ def launch(
         return
     outcome = run_sweep(wanted, where, kept, progress)
     show_outcome(outcome, as_json=as_json)
-    progress.note(
-        f"run {outcome.run} in {outcome.seconds:.0f} s; "
-        f"kldcloud report {outcome.run} --store {kept.uri} --format {formats()}"
-    )
+    progress.note(f"run {outcome.run} in {outcome.seconds:.0f} s; {shown_by(outcome.run, kept)}")
 
 
 def show_outcome(outcome: SweepOutcome, *, as_json: bool) -> None:
@@ -126,11 +123,16 @@ def show_summary(summary: Summary, *, as_json: bool) -> None:
         print_table(summary, stdout_console())
 
 
-def formats() -> str:
-    """All that `kldcloud report --format` takes, as usage lines have it."""
+def shown_by(run: str, kept: Store) -> str:
+    """The command that shows a run again, to paste into a shell, and what else it may print."""
+    from kldcloud.report.html import FIGURE_FORMATS
     from kldcloud.report.render import FORMATS
+    from kldcloud.store import store_option
 
-    return "|".join(FORMATS)
+    return (
+        f"kldcloud report {run} {store_option(kept.uri)} shows it again, "
+        f"--format as {'|'.join((*FORMATS, *FIGURE_FORMATS))}"
+    )
 
 
 def overrides(settings: list[str] | None, cluster: str | None, store: str | None) -> list[str]:
@@ -147,6 +149,4 @@ def _show_ended(ended: Ended, kept: Store, progress: TerminalProgress, *, as_jso
     show_summary(read_summary(FoundRun(ended.run, kept)), as_json=as_json)
     if ended.failed is not None:
         raise ended.failed
-    progress.note(
-        f"run {ended.run}; kldcloud report {ended.run} --store {kept.uri} --format {formats()}"
-    )
+    progress.note(f"run {ended.run}; {shown_by(ended.run, kept)}")

@@ -31,6 +31,7 @@ def logs(
     from kldcloud.clusters.following import follow
     from kldcloud.clusters.known_launches import find_launch, last_attempt
     from kldcloud.errors import EngineError
+    from kldcloud.store import store_option
 
     record, kept = find_launch(launch, store)
     job = _job_of(record)
@@ -38,7 +39,8 @@ def logs(
         code = follow(job, record, kept).code
     except KeyboardInterrupt:
         typer.echo(
-            f"the job goes on; kldcloud logs {record.launch} --store {kept.uri} comes back to it",
+            f"the job goes on; kldcloud logs {record.launch} {store_option(kept.uri)} "
+            "comes back to it",
             err=True,
         )
         raise typer.Exit(0) from None
@@ -47,7 +49,7 @@ def logs(
     if code != skypilot.SUCCEEDED and not finished:
         raise EngineError(
             f"the job of {record.launch} did not succeed",
-            hint=f"kldcloud status {record.launch} --store {kept.uri} says how far it came",
+            hint=f"kldcloud status {record.launch} {store_option(kept.uri)} says how far it came",
         )
 
 

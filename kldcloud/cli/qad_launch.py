@@ -59,16 +59,14 @@ def launch_qad(
         _launch_remote(job, where, kept, progress, wishes, rate=rate, as_json=as_json)
         return
 
-    from kldcloud.cli.launch import formats
+    from kldcloud.cli.launch import shown_by
     from kldcloud.pipeline.qad import run_qad
 
     outcome = run_qad(job, where, kept, progress)
     if outcome.export:
         progress.note(f"{outcome.run} in {outcome.seconds:.0f} s: {kept.uri}/{outcome.export}")
     show_qad_outcome(outcome, as_json=as_json)
-    progress.note(
-        f"kldcloud report {outcome.run} --store {kept.uri} --format {formats()} shows it again"
-    )
+    progress.note(shown_by(outcome.run, kept))
 
 
 def show_qad_outcome(outcome: QadOutcome, *, as_json: bool) -> None:
@@ -96,7 +94,7 @@ def _launch_remote(
     rate: float | None,
     as_json: bool,
 ) -> None:
-    from kldcloud.cli.launch import formats, show_summary
+    from kldcloud.cli.launch import show_summary, shown_by
     from kldcloud.cli.remote_launch import launch_remote
     from kldcloud.clusters.remote import check_store
     from kldcloud.errors import EngineError, StoreError
@@ -127,6 +125,4 @@ def _launch_remote(
         typer.echo(line, err=as_json)
     if result.failed is not None:
         raise EngineError(result.failed)
-    progress.note(
-        f"kldcloud report {result.run} --store {kept.uri} --format {formats()} shows it again"
-    )
+    progress.note(shown_by(result.run, kept))

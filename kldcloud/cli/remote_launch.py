@@ -54,6 +54,7 @@ def launch_remote(
     from kldcloud.clusters import remote
     from kldcloud.estimate.sweep import refuse_above, refuse_without_access
     from kldcloud.spec.cluster import cluster_name
+    from kldcloud.store import store_option
 
     name = cluster_name(job.cluster)
     typer.echo(estimate.to_text(), err=True)
@@ -70,7 +71,7 @@ def launch_remote(
         job, where, name, kept, machine, progress, seconds=seconds, allow_mixed=wishes.allow_mixed
     )
     launch_name = started.record.launch
-    come_back = f"--store {kept.uri}"
+    come_back = store_option(kept.uri)
     if wishes.detach:
         progress.note(f"kldcloud status {launch_name} {come_back} -w shows how far it is")
         typer.echo(launch_name)

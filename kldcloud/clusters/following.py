@@ -15,6 +15,7 @@ from kldcloud.clusters.known_launches import last_attempt
 from kldcloud.clusters.skypilot import LogTee, SkyJob
 from kldcloud.errors import EngineError, KldcloudError, StoreError
 from kldcloud.pipeline.life import LaunchRecord
+from kldcloud.store import store_option
 from kldcloud.store.base import Store
 
 _LOOK_SECONDS: Final = 5.0
@@ -103,7 +104,7 @@ def _is_over(record: LaunchRecord, store: Store) -> bool:
 
 
 def _lost(record: LaunchRecord, store: Store, error: KldcloudError) -> EngineError:
-    at = f"{record.launch} --store {store.uri}"
+    at = f"{record.launch} {store_option(store.uri)}"
     return EngineError(
         f"lost sight of the job: {error.message}",
         hint=f"it may be at work: kldcloud status {at} looks into the store, kldcloud logs {at} "

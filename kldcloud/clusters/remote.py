@@ -49,7 +49,7 @@ from kldcloud.spec.load import Job
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.spec.qad_modelopt import MODELOPT
 from kldcloud.spec.recipes import RECIPES
-from kldcloud.store import check_usable, open_store
+from kldcloud.store import check_usable, open_store, store_option
 from kldcloud.store.base import Store
 
 _MINUTE: Final = 60
@@ -236,7 +236,7 @@ def give_back(record: LaunchRecord, store: Store, progress: Progress) -> None:
         why = error.message if isinstance(error, KldcloudError) else "stopped"
         progress.warn(
             f"machines of {record.launch} may still be up: {why}; "
-            f"kldcloud down {record.launch} --store {store.uri} tries again"
+            f"kldcloud down {record.launch} {store_option(store.uri)} tries again"
         )
         if isinstance(error, KeyboardInterrupt):
             raise

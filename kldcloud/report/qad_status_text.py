@@ -36,7 +36,7 @@ def qad_status_lines(status: QadStatus, now: float) -> list[Line]:
         *_looks(status),
         *_result(status),
         *_warnings(status),
-        *(line for launch in status.launches for line in launch_lines(launch)),
+        *(line for launch in status.launches for line in launch_lines(launch, status.store)),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Final
 from kldcloud.report.escaping import printable
 from kldcloud.report.running_figures import span
 from kldcloud.status.launch import LaunchStatus
+from kldcloud.store import store_option
 
 LINE_SHOWN: Final = 400
 _NAME_SHOWN: Final = 48
@@ -40,7 +41,7 @@ def heard(seconds: float, *, settled: bool) -> str:
     return f"({'' if settled else 'last sign of life '}{span(seconds)} ago)"
 
 
-def launch_lines(launch: LaunchStatus) -> Iterator[Line]:
+def launch_lines(launch: LaunchStatus, store: str) -> Iterator[Line]:
     record = launch.record
     if record is None:
         yield Line(f"launch {launch.launch}: its record cannot be read", "yellow")
@@ -55,7 +56,9 @@ def launch_lines(launch: LaunchStatus) -> Iterator[Line]:
     yield Line(text)
     if launch.maybe_up:
         yield Line(
-            f"warning: machines may still be up: kldcloud down {launch.launch}", "bold yellow"
+            "warning: machines may still be up: "
+            f"kldcloud down {launch.launch} {store_option(store)}",
+            "bold yellow",
         )
 
 

@@ -48,7 +48,7 @@ def status_lines(status: Status | QadStatus, now: float) -> list[Line]:
         *_pace(status, now),
         *_workers(status.workers),
         *_warnings(status),
-        *(line for launch in status.launches for line in launch_lines(launch)),
+        *(line for launch in status.launches for line in launch_lines(launch, status.store)),
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kldcloud.store.base import ObjectInfo, Store, StoreProbe
 from kldcloud.store.digest import sha256_bytes, sha256_file
-from kldcloud.store.opening import check_usable, open_store
+from kldcloud.store.opening import check_usable, open_store, store_option
 
 __all__ = [
     "ObjectInfo",
@@ -17,4 +17,5 @@ __all__ = [
     "open_store",
     "sha256_bytes",
     "sha256_file",
+    "store_option",
 ]

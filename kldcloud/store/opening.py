@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -41,6 +42,11 @@ def open_store(uri: str) -> Store:
         return S3Store(bucket, prefix)
     # Only the scheme is repeated: the rest may hold a password.
     raise SpecError(f"store URIs that begin with {scheme[1]}: are not supported", hint=_FORMS)
+
+
+def store_option(uri: str) -> str:
+    """`--store` and its value as a command that is to be pasted has them: quoted for a shell."""
+    return f"--store {shlex.quote(uri)}"
 
 
 def check_usable(store: Store) -> None:

@@ -81,7 +81,7 @@ def test_a_launch_trains_and_shows_table_verdict_and_file(
     assert said.out.splitlines()[-2:] == ["held-out: better", "second-text: better"]
     file, again = said.err.splitlines()
     assert file == f"demo-0123abcd in 61 s: {store.uri}/qad/demo-0123abcd/student.gguf"
-    assert again.startswith(f"kldcloud report demo-0123abcd --store {store.uri} --format")
+    assert again.startswith(f"kldcloud report demo-0123abcd --store {store.uri} shows it again")
 
 
 def test_json_of_a_launch_is_the_summary_and_nothing_else(

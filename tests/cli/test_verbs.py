@@ -68,7 +68,8 @@ def test_a_launch_prints_its_table_on_stdout_and_everything_else_on_stderr(sweep
     ]
     last = sweep.said.err.splitlines()[-1]
     assert last.startswith(f"run {sweep.run} in ")
-    assert f"kldcloud report {sweep.run} --store {sweep.desk.store}" in last
+    assert f"kldcloud report {sweep.run} --store {sweep.desk.store} shows it again" in last
+    assert last.endswith("|".join([*FORMATS, *FIGURE_FORMATS]))
 
 
 def test_the_second_launch_says_that_the_run_is_complete_and_prints_the_same(
@@ -333,6 +334,25 @@ def test_an_export_replaces_a_file_only_when_told_to(
     assert command(*export, "--force").code == 0
     assert read_kld_header(output).n_chunks == CHUNKS
     assert [each.name for each in tmp_path.iterdir()] == ["base.kld"]
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a pipe"])
+def test_an_export_never_replaces_what_is_not_a_file(
+    sweep: Sweep, command: Command, tmp_path: Path, kind: str, force: list[str]
+) -> None:
+    output = tmp_path / "there"
+    if kind == "folder":
+        output.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(output)
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        output.symlink_to(tmp_path / "pipe")
+    before = output.lstat()
+    said = command("export-kld", "latest", "--store", sweep.desk.store, "-o", output, *force)
+    assert said.complaint == f"{output} is not a file; give the name of a file to write"
+    assert output.lstat() == before
 
 
 def test_an_export_to_a_folder_that_is_not_there_is_refused(

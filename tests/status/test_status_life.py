@@ -200,7 +200,8 @@ def test_machines_that_may_still_cost_money_are_warned_of(
     kept.launch(down=down)
     kept.attempt(attempt(3600), **facts)
     text = kept.shown(launch=LAUNCH)
-    assert (f"machines may still be up: kldcloud down {LAUNCH}" in text) == warned
+    command = f"kldcloud down {LAUNCH} --store {kept.store.uri}"
+    assert (f"machines may still be up: {command}" in text) == warned
 
 
 def test_a_launch_without_a_run_shows_what_its_machines_are_doing(kept: KeptRun) -> None:

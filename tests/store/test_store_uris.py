@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kldcloud.errors import SpecError, StoreError
-from kldcloud.store import open_store
+from kldcloud.store import open_store, store_option
 
 
 def test_a_path_a_file_uri_and_a_tilde_name_the_same_folder(
@@ -29,6 +30,14 @@ def test_a_path_a_file_uri_and_a_tilde_name_the_same_folder(
         "./x/../a b/",
     ]
     assert {open_store(form).uri for form in forms} == {str(tmp_path / "a b")}
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "it's", "żółć", "$HOME;x"])
+def test_a_store_in_a_command_can_be_pasted_into_a_shell(tmp_path: Path, name: str) -> None:
+    store = open_store(str(tmp_path / name))
+    option, value = shlex.split(store_option(store.uri))
+    assert option == "--store"
+    assert open_store(value).uri == store.uri
 
 
 def test_opening_a_folder_that_is_not_there_makes_nothing(tmp_path: Path) -> None:
