@@ -28,20 +28,16 @@ from kldcloud.qad.progress_file import (
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
 from kldcloud.store.folder import FolderStore
-from tests.qad.small_training import CONTEXT, order, tiny_init, tiny_teacher
+from tests.qad.small_training import CONTEXT, order
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PREFIX = "qad/tiny-0"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    teacher = tiny_teacher(tmp_path_factory.mktemp("teacher"))
-    return teacher, tiny_init(teacher)
+def files(teacher: Path, init: Path) -> tuple[Path, Path]:
+    return teacher, init
 
 
 @pytest.fixture

@@ -34,6 +34,8 @@ from kldcloud.store.base import Store
 from tests.qad.small_training import CONTEXT, order, tiny_nvfp4, tiny_teacher
 from tests.qad.tiny_architectures import ARCHITECTURES, VOCABULARY
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TRAIN = TrainSpec()
 UNSCALED = sorted(set(ARCHITECTURES) - set(RUN_BY_LLAMA_CPP))
 # A model of random weights has nothing in common with its neighbours: a few chunks a step would
@@ -45,19 +47,9 @@ MANY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def init(teacher: Path) -> Path:
-    return tiny_nvfp4(teacher)
+@pytest.fixture
+def init(nvfp4_init: Path) -> Path:
+    return nvfp4_init
 
 
 def weights(store: Store, step: int) -> Mapping[str, torch.Tensor]:

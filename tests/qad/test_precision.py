@@ -31,27 +31,14 @@ from kldcloud.qad.training import StepDone, Training
 from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store import open_store
 from kldcloud.store.base import Store
-from tests.qad.small_training import order, tiny_init, tiny_nvfp4, tiny_teacher
+from tests.qad.small_training import order, tiny_init, tiny_teacher
 from tests.qad.tiny_architectures import ARCHITECTURES
 
 BFLOAT16 = torch.bfloat16
 TOKENS = torch.arange(64).reshape(2, 32)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MATRICES = ("_proj.weight", "embed_tokens.weight", "lm_head.weight")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def init(teacher: Path) -> Path:
-    return tiny_init(teacher)
 
 
 def narrowed(teacher: Path, init: Path, **train: Any) -> Pair:
@@ -161,8 +148,8 @@ def test_a_tied_head_stays_the_embedding(tmp_path: Path, trains: bool) -> None:
     assert (head_parameter(pair.student.model) in pair.student.groups.get(HEAD, {})) == trains
 
 
-def test_a_head_that_trains_without_a_format_stays_float32(teacher: Path) -> None:
-    pair = narrowed(teacher, tiny_nvfp4(teacher), train_head=True)
+def test_a_head_that_trains_without_a_format_stays_float32(teacher: Path, nvfp4_init: Path) -> None:
+    pair = narrowed(teacher, nvfp4_init, train_head=True)
     weight = pair.student.groups[HEAD]["lm_head.weight"]
     loss(pair, BFLOAT16).backward()
     assert (weight.dtype, weight.grad.dtype) == (torch.float32, torch.float32)
@@ -287,12 +274,20 @@ def test_activations_computed_again_change_no_bit(
     assert found[0].progressed == found[1].progressed
 
 
-def test_nvfp4_inputs_and_their_calibration(teacher: Path, tmp_path: Path) -> None:
-    init = tiny_nvfp4(teacher)
+def test_nvfp4_inputs_and_their_calibration(
+    teacher: Path, nvfp4_init: Path, tmp_path: Path
+) -> None:
     kept = {}
     for precision in ("float32", "bfloat16"):
         store = open_store(str(tmp_path / precision))
-        done = run(store, teacher, init, train={"precision": precision}, activations=True, upto=1)
+        done = run(
+            store,
+            teacher,
+            nvfp4_init,
+            train={"precision": precision},
+            activations=True,
+            upto=1,
+        )
         progressed = Checkpoints(store, "qad/tiny-0", "tiny-0").progressed(0)
         kept[precision] = (
             store.read(f"qad/tiny-0/{INPUTS}"), progressed.looks[0].kld, done[0].grad_norm

@@ -30,22 +30,9 @@ from kldcloud.store.base import Store
 from tests.qad.small_training import CONTEXT, order, tiny_init, tiny_teacher
 from tests.qad.tiny_architectures import ARCHITECTURES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TRAIN = TrainSpec()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_teacher(tmp_path_factory.mktemp("teacher"))
-
-
-@pytest.fixture(scope="module")
-def init(teacher: Path) -> Path:
-    return tiny_init(teacher)
 
 
 def weights(store: Store, step: int) -> Mapping[str, torch.Tensor]:
