@@ -33,6 +33,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow  # a candidate without enough memory goes the same way, in the default run
 def test_a_candidate_with_broken_weights_fails_alone_and_by_name(
     pair: TinyPair, tmp_path: Path, short_folder: Path
 ) -> None:

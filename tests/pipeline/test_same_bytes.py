@@ -165,14 +165,8 @@ def test_a_killed_launch_leaves_no_process_and_goes_on_where_it_was(
     assert result_bytes(store, long.run) == long.results
 
 
-@pytest.mark.parametrize(
-    "shards",
-    [
-        pytest.param(0, marks=pytest.mark.slow),
-        LONG_CHUNKS // 2,
-        pytest.param(LONG_CHUNKS + 5, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # tests/cli asks the same of one moment
+@pytest.mark.parametrize("shards", [0, LONG_CHUNKS // 2, LONG_CHUNKS + 5])
 def test_an_interrupted_launch_ends_cleanly_and_goes_on_where_it_was(
     long: Reference, short_folder: Path, shards: int
 ) -> None:
