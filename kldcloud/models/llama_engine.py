@@ -38,7 +38,7 @@ class LlamaOptions:
     """How llama.cpp runs a model.
 
     Attributes:
-        n_gpu_layers: layers on the GPU; -1 for all.
+        n_gpu_layers: layers on the GPU; -1 for all, and with 0 no GPU has any part in it.
         tensor_overrides: tensor-name pattern to buffer type, such as MoE experts to CPU.
         threads: CPU threads of one worker.
         flash_attention: auto, on or off.
@@ -60,10 +60,7 @@ class LlamaOptions:
 
         Thread counts are left out: llama.cpp gives the same logits for any (a test says so).
         """
-        facts = build_facts()
-        if self.n_gpu_layers == 0:
-            facts["backend"] = "CPU"
-        return facts | {
+        return dict(build_facts(gpus=self.n_gpu_layers != 0)) | {
             "n_gpu_layers": str(self.n_gpu_layers),
             "tensor_overrides": ",".join(f"{k}={v}" for k, v in self.tensor_overrides.items()),
             "flash_attention": self.flash_attention,
@@ -268,6 +265,10 @@ def load_model(path: Path, options: LlamaOptions, *, vocab_only: bool = False) -
     binding = llama()
     params = binding.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
+    if options.n_gpu_layers == 0:
+        # Left to itself it multiplies large batches on a GPU even where no layer is kept there.
+        none = (ctypes.c_void_p * 1)()
+        params.devices = ctypes.cast(none, ctypes.c_void_p)
     params.use_extra_bufts = options.repack and extra_buffers_work()
     params.vocab_only = vocab_only
     overrides = (_TensorOverride * (len(options.tensor_overrides) + 1))()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import deque
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ _recent: deque[str] = deque(maxlen=50)
 """The library's latest warnings and errors: it reports a failed load only there."""
 
 _WARNING = 3
-_CPU_DEVICE = 0
+_CPU_DEVICE, _LIBRARY_DEVICE = 0, 3
 
 
 @cache
@@ -79,11 +80,15 @@ def library_path(part: str) -> Path:
 
 
 @cache
-def build_facts() -> dict[str, str]:
-    """Version, backend, instruction set and GPUs of this build: what decides rounding."""
+def build_facts(*, gpus: bool = True) -> Mapping[str, str]:
+    """Version, backend, instruction set and devices of this build: what decides rounding.
+
+    Args:
+        gpus: whether it may use those that it sees.
+    """
     binding = llama()
     system = binding.llama_print_system_info().decode()
-    backend = "GPU" if binding.llama_supports_gpu_offload() else "CPU"
+    backend = "GPU" if gpus and binding.llama_supports_gpu_offload() else "CPU"
     facts = {
         "name": "llama.cpp",
         "version": f"{binding.__version__} (llama-cpp-python)",
@@ -91,7 +96,7 @@ def build_facts() -> dict[str, str]:
         "instructions": " ".join(_switched_on(system)),
     }
     # Kinds of GPU round differently; how many of a kind there are does not matter to one worker.
-    kinds = dict.fromkeys(_accelerators())
+    kinds = dict.fromkeys(_accelerators(gpus=gpus))
     return facts | ({"devices": " + ".join(kinds)} if kinds else {})
 
 
@@ -129,8 +134,12 @@ def buffer_type(name: str) -> int:
     return known[name]
 
 
-def _accelerators() -> list[str]:
-    """What ggml calls the devices besides the CPU, such as NVIDIA H100 80GB HBM3; sorted."""
+def _accelerators(*, gpus: bool) -> list[str]:
+    """What ggml calls the devices besides the CPU, such as NVIDIA H100 80GB HBM3; sorted.
+
+    Args:
+        gpus: whether GPUs are among them; a library of matrix products is in any case.
+    """
     base = ggml("base")
     base.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
     base.ggml_backend_dev_description.restype = ctypes.c_char_p
@@ -138,7 +147,8 @@ def _accelerators() -> list[str]:
     return sorted(
         base.ggml_backend_dev_description(device).decode("utf-8", "replace")
         for device in _devices()
-        if base.ggml_backend_dev_type(device) != _CPU_DEVICE
+        if (kind := base.ggml_backend_dev_type(device)) == _LIBRARY_DEVICE
+        or (gpus and kind != _CPU_DEVICE)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,10 @@ from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.divergence.base_rows import LogitRows
 from kldcloud.divergence.kernel import token_statistics
 from kldcloud.errors import EngineError, UserError
-from kldcloud.models import llama_engine
+from kldcloud.models import llama_engine, llama_library
 from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.llama_engine import BATCH, LlamaEngine, LlamaOptions
-from kldcloud.models.llama_library import llama
+from kldcloud.models.llama_library import build_facts, llama
 from kldcloud.models.llama_tokenizer import tokenize
 from kldcloud.spec.engine import KvType
 from kldcloud.staging.head import read_head
@@ -194,6 +194,45 @@ def test_what_moves_a_logit_is_in_the_fingerprint_and_threads_are_not(
     ):
         assert replace(PLAIN, **changes).fingerprint() != plain  # type: ignore[arg-type]  # fields
     assert {"version", "backend", "instructions"} <= set(plain)
+
+
+def test_without_layers_on_a_gpu_no_device_is_handed_over(
+    pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A null list means every GPU there is, which then multiply large batches; this one is empty.
+    lists: list[list[int | None] | None] = []
+    load = llama().llama_model_load_from_file
+
+    def watch(path: bytes, params: Any) -> object:
+        first = params.devices
+        lists.append([ctypes.c_void_p.from_address(first).value] if first else None)
+        return load(path, params)
+
+    monkeypatch.setattr(llama(), "llama_model_load_from_file", watch)
+    for layers in (0, 1):
+        LlamaEngine(pair.base, 128, LlamaOptions(n_gpu_layers=layers)).close()
+    assert lists == [[None], None]
+
+
+@pytest.mark.parametrize(("layers", "backend"), [(0, "CPU"), (-1, "GPU"), (4, "GPU")])
+def test_a_gpu_is_in_the_fingerprint_where_it_may_do_work(
+    layers: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama(), "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(
+        llama_library,
+        "_accelerators",
+        lambda *, gpus: ["BLAS", "Some GPU"] if gpus else ["BLAS"],
+    )
+    build_facts.cache_clear()
+    try:
+        # Asked for by another model first: the one's answer must not become the other's.
+        PLAIN.fingerprint()
+        facts = LlamaOptions(n_gpu_layers=layers).fingerprint()
+        assert facts["backend"] == backend
+        assert ("Some GPU" in facts["devices"]) == (backend == "GPU")
+    finally:
+        build_facts.cache_clear()
 
 
 @pytest.mark.parametrize(
