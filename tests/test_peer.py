@@ -37,7 +37,7 @@ def test_the_tool_prints_the_golden_block_again(case: GoldenCase, tmp_path: Path
 
 
 @needs_peer
-def test_threads_and_batches_change_no_digit(tmp_path: Path) -> None:
+def test_threads_and_batches_within_a_micro_batch_change_no_digit(tmp_path: Path) -> None:
     assert PEER is not None
     pair = tiny_pair(tmp_path, vocabulary=321, bos=True)
     seen = set()

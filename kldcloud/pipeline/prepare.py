@@ -28,6 +28,7 @@ from kldcloud.pipeline.model_files import (
     FolderModel,
     KldBase,
     Model,
+    ModelFile,
     folder_model,
     model_file,
     quantize_model,
@@ -66,6 +67,11 @@ class PreparedSweep:
     def has_folders(self) -> bool:
         """Whether transformers runs any of it."""
         return any(isinstance(each, FolderModel) for each in (self.base, *self.candidates))
+
+    @property
+    def has_ggufs(self) -> bool:
+        """Whether llama.cpp runs any of it."""
+        return any(isinstance(each, ModelFile) for each in (self.base, *self.candidates))
 
     @property
     def tokenizer(self) -> Path:

@@ -28,7 +28,14 @@ from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usa
 from kldcloud.pipeline.qad_verdict import HELD_OUT, Verdict, verdict_of
 from kldcloud.pipeline.runs import job_bytes
 from kldcloud.pipeline.sources import Sources
-from kldcloud.pipeline.sweep import ON_ITS_OWN, Launched, mixed_engines, run_sweep, this_machine
+from kldcloud.pipeline.sweep import (
+    ON_ITS_OWN,
+    Launched,
+    check_layers_on_gpu,
+    mixed_engines,
+    run_sweep,
+    this_machine,
+)
 from kldcloud.pipeline.workers import world_for
 from kldcloud.qad.extra import require_extra
 from kldcloud.qad.progress_file import measuring_told
@@ -102,6 +109,7 @@ def run_qad(
     nodes = machines.nodes()
     # What would end the sweep after hours of training ends it now.
     mixed_engines(nodes, allowed=launched.allow_mixed)
+    check_layers_on_gpu(cluster.engine_for(job.engine).n_gpu_layers, nodes, progress)
     sources = launched.sources
     teacher = find_teacher(job, progress, sources)
     texts = qad_texts(job, teacher.path, progress, sources)

@@ -105,6 +105,8 @@ def run_sweep(
     mixed = mixed_engines(nodes, allowed=launched.allow_mixed)
     engine = cluster.engine_for(job.engine)
     prepared = prepare(job, progress, launched.sources, engine)
+    if prepared.has_ggufs:
+        check_layers_on_gpu(engine.n_gpu_layers, nodes, progress)
     if prepared.has_folders:
         mixed = {**mixed, **mixed_libraries(nodes, allowed=launched.allow_mixed)}
     seats = seats_for(
@@ -160,6 +162,35 @@ def this_machine() -> Machines:
     from kldcloud.clusters.local_ray import LocalMachines
 
     return LocalMachines()
+
+
+def check_layers_on_gpu(layers: int, nodes: Sequence[NodeFacts], progress: Progress) -> None:
+    """Say so where layers are meant to be on GPUs and llama.cpp has none: it would not.
+
+    Args:
+        layers: the option n_gpu_layers.
+        nodes: the machines.
+        progress: is warned where a machine has no GPU.
+
+    Raises:
+        EngineError: a machine has NVIDIA GPUs, and its llama.cpp was built without them: what is
+            paid for would idle.
+    """
+    if layers == 0:
+        return
+    for node in nodes:
+        if node.engine.get("backend") != "CPU":
+            continue
+        if node.gpus:
+            raise EngineError(
+                f"n_gpu_layers is {layers}, and llama.cpp of {node.host} was built without CUDA",
+                hint="CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir "
+                "llama-cpp-python, where nvcc is, or set engine.n_gpu_layers: 0",
+            )
+        progress.warn(
+            f"n_gpu_layers is {layers}, and {node.host} has no GPU that llama.cpp knows: "
+            "its models run on the CPU"
+        )
 
 
 def mixed_engines(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, str]:

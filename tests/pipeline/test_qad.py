@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kldcloud.clusters.local_ray import LocalMachines
+from kldcloud.errors import EngineError
 from kldcloud.models.gguf_header import read_gguf_header
+from kldcloud.pipeline.machines import NodeFacts, this_node
+from kldcloud.pipeline.qad import run_qad
 from kldcloud.qad.progress_file import read_progress
 from kldcloud.report.summary_file import parse_summary
+from kldcloud.spec.cluster import ClusterSpec
+from kldcloud.spec.qad_job import QadJob
 from kldcloud.store import open_store
-from tests.pipeline.sweeps import TEXT, launch, until
+from tests.pipeline.sweeps import TEXT, Notes, launch, until
 from tests.qad.small_training import tiny_teacher
 
 STEPS = 24
@@ -191,3 +198,20 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert (code, out) == (2, "")
     assert reason in errors.splitlines()[-1]
     assert "Traceback" not in errors
+
+
+class WithUnusedGpu(LocalMachines):
+    """This machine, said to have a GPU that its llama.cpp was not built for."""
+
+    def nodes(self) -> Sequence[NodeFacts]:
+        return (replace(this_node(), gpus=1),)
+
+
+def test_gpus_that_would_idle_in_the_sweep_are_refused_before_training(
+    teacher: Path, tmp_path: Path
+) -> None:
+    wanted = QadJob.model_validate(job(teacher, engine={"n_gpu_layers": -1}))
+    store = open_store(str(tmp_path / "store"))
+    with pytest.raises(EngineError, match="was built without CUDA"):
+        run_qad(wanted, ClusterSpec(), store, Notes(), WithUnusedGpu())
+    assert not list(store.list(""))

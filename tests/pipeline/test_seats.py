@@ -12,13 +12,13 @@ from tiny_models import TinyPair, tiny_pair
 from kldcloud.clusters.local_ray import LocalMachines
 from kldcloud.errors import EngineError
 from kldcloud.pipeline.machines import NodeFacts, Seat, this_node
-from kldcloud.pipeline.sweep import Launched, run_sweep
+from kldcloud.pipeline.sweep import Launched, check_layers_on_gpu, run_sweep
 from kldcloud.pipeline.workers import seats_for
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.engine import EngineOptions
 from kldcloud.spec.job import SweepJob
 from kldcloud.store import open_store
-from tests.pipeline.sweeps import Notes, corpus, facts
+from tests.pipeline.sweeps import Notes, corpus, facts, sweep
 
 GIB = 1 << 30
 LOGITS = GIB // 4
@@ -70,6 +70,34 @@ def test_machines_take_turns_so_that_few_chunks_spread_over_all() -> None:
 def test_what_the_cluster_file_says_goes_before_what_the_machine_has() -> None:
     found = seats([PLAIN], workers=2, threads_per_worker=3, memory_per_worker="4GiB")
     assert found == [Seat("node-0", 3, 4 * GIB)] * 2
+
+
+@pytest.mark.parametrize(("layers", "backend"), [(0, "CPU"), (-1, "GPU"), (7, "GPU")])
+def test_layers_have_a_gpu_or_want_none(layers: int, backend: str) -> None:
+    notes = Notes()
+    check_layers_on_gpu(layers, [replace(RICH, engine={"backend": backend})], notes)
+    assert notes.warnings == []
+
+
+def test_gpus_that_llama_cpp_was_not_built_for_are_not_paid_for_in_vain() -> None:
+    built = replace(RICH, engine={"backend": "GPU"})
+    other = replace(RICH, host="b", engine={"backend": "CPU"})
+    with pytest.raises(EngineError, match=r"n_gpu_layers is -1, and llama\.cpp of b was built"):
+        check_layers_on_gpu(-1, [built, other], Notes())
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_a_machine_without_a_gpu_runs_all_layers_and_says_so(
+    pair: TinyPair, tmp_path: Path
+) -> None:
+    notes = Notes()
+    engine = {"n_gpu_layers": -1}
+    job = facts(pair.base, [pair.candidate], [corpus(128, 2)], engine=engine)
+    outcome = sweep(job, tmp_path, progress=notes)
+    assert outcome.summary.engine["backend"] == "CPU"
+    (warning,) = notes.warnings
+    assert warning.startswith("n_gpu_layers is -1, and ")
+    assert warning.endswith("has no GPU that llama.cpp knows: its models run on the CPU")
 
 
 class TwoMachines(LocalMachines):
