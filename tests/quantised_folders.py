@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 Tensors = Mapping[str, torch.Tensor]
 Made = tuple[Tensors, torch.Tensor]
 Maker = Callable[[str, torch.Tensor], Made]
+Change = Callable[[dict[str, torch.Tensor]], object]
 Codes = npt.NDArray[np.int64]
 
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -46,6 +47,15 @@ def configured(folder: Path, settings: Mapping[str, Any]) -> Path:
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"quantization_config": dict(settings)}
     path.write_text(json.dumps(config))
+    return folder
+
+
+def changed(folder: Path, change: Change) -> Path:
+    """The same folder with other tensors."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
     return folder
 
 

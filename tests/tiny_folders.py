@@ -38,6 +38,28 @@ def save_llama(folder: Path, *, seed: int = 0) -> None:
     save_words(folder)
 
 
+def save_experts(folder: Path, *, seed: int = 0) -> None:
+    """A Qwen 3 of one layer with four experts, and a tokenizer."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        moe_intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        initializer_range=0.2,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    save_words(folder)
+
+
 def save_words(folder: Path) -> None:
     """A tokenizer of words such as ``<7>``."""
     from tokenizers import Tokenizer, models

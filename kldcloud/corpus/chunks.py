@@ -84,24 +84,24 @@ def cut_chunks(tokens: Tokens, context: int, limit: int | Literal["all"]) -> Tok
     return np.ascontiguousarray(tokens[: count * context].reshape(count, context))
 
 
-def check_length(tokens: int, context: int) -> None:
+def check_length(tokens: int, context: int, text: str = "the text") -> None:
     """See that a text has two chunks.
 
+    Args:
+        tokens: that it has.
+        context: tokens a chunk, n_ctx.
+        text: what errors call it.
+
     Raises:
-        UserError: if it has not.
+        UserError: if it has not; a shorter context is offered if every job may have it.
     """
     if tokens < 2 * context:
+        most = tokens // 2
+        shorter = f", or a context of at most {most}" if most >= _LEAST_OFFERED else ""
         raise UserError(
-            f"the text has {tokens} tokens, fewer than two chunks of {context}",
-            hint=too_short_hint(tokens),
+            f"{text} has {tokens} tokens, fewer than two chunks of {context}",
+            hint=f"give a longer text{shorter}",
         )
-
-
-def too_short_hint(tokens: int) -> str:
-    """What to do about a text of so few tokens; a context is offered if every job may have it."""
-    context = tokens // 2
-    shorter = f", or a context of at most {context}" if context >= _LEAST_OFFERED else ""
-    return f"give a longer text{shorter}"
 
 
 def cut_shards(chunks: int, size: int, edges: Sequence[int] = ()) -> Iterator[Shard]:

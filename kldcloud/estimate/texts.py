@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
-from kldcloud.corpus.chunks import too_short_hint
+from kldcloud.corpus.chunks import check_length
 from kldcloud.errors import UserError
 from kldcloud.estimate.files import PlannedBase, PlannedCorpus, at_hand
 from kldcloud.models.tokenizer import open_tokenizer
@@ -109,11 +109,7 @@ def _corpus(what: str, spec: CorpusSpec, base: PlannedBase, progress: Progress) 
         raise type(error)(message, hint=hint) from error
     if tokens is None:
         tokens, source = len((text or "").encode()) // BYTES_A_TOKEN, "estimated"
-    if tokens < 2 * spec.context:
-        raise UserError(
-            f"{what}: the text has {tokens} tokens, fewer than two chunks of {spec.context}",
-            hint=too_short_hint(tokens),
-        )
+    check_length(tokens, spec.context, f"{what}: the text")
     chunks = tokens // spec.context
     if spec.chunks != "all":
         chunks = min(chunks, spec.chunks)

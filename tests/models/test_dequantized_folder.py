@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.divergence.base_rows import LogitRows
@@ -25,8 +24,18 @@ from kldcloud.models.transformers_methods import check_method
 from kldcloud.models.transformers_options import TransformersOptions
 from tests.model_folders import folder_of
 from tests.qad.small_training import tiny_teacher
-from tests.quantised_folders import Maker, awq, both, configured, fp8_blocks, gptq, rewritten
-from tests.tiny_folders import save_words
+from tests.quantised_folders import (
+    Change,
+    Maker,
+    awq,
+    both,
+    changed,
+    configured,
+    fp8_blocks,
+    gptq,
+    rewritten,
+)
+from tests.tiny_folders import save_experts
 
 GOLDEN = Path(__file__).parents[1] / "golden/gptqmodel/layers.safetensors"
 CONTEXT = 64
@@ -105,39 +114,13 @@ def test_blocks_are_counted_from_the_edge_where_the_last_is_cut() -> None:
 
 
 def test_experts_that_lie_apart_come_together(tmp_path: Path) -> None:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=320,
-        hidden_size=64,
-        moe_intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-        initializer_range=0.2,
-    )
-    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "moe")
-    save_words(tmp_path / "moe")
+    save_experts(tmp_path / "moe")
     quantised, exact = both(tmp_path / "moe", tmp_path, partial(fp8_blocks, block=32), SMALL_FP8)
     meant = logits(exact, dequantize=False)
     assert np.abs(logits(quantised, dequantize=True) - meant).max() < 1e-5 * np.abs(meant).max()
 
 
-Change = Callable[[dict[str, torch.Tensor]], object]
 LAYER = "model.layers.0.self_attn.q_proj"
-
-
-def changed(quantised: Path, change: Change) -> Path:
-    """A folder with other tensors."""
-    path = quantised / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-    return quantised
 
 
 def to_all_ones(tensors: dict[str, torch.Tensor], name: str) -> None:

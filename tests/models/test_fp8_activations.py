@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.divergence.base_rows import LogitRows
@@ -24,7 +23,8 @@ from kldcloud.models.transformers_load import load_transformers
 from kldcloud.models.transformers_options import TransformersOptions
 from tests.model_folders import folder_of
 from tests.qad.small_training import tiny_teacher
-from tests.quantised_folders import configured, fp8_blocks, rewritten
+from tests.quantised_folders import Change, changed, configured, fp8_blocks, rewritten
+from tests.tiny_folders import save_experts
 
 CONTEXT = 64
 TOKENS = np.random.default_rng(0).integers(3, 320, CONTEXT).astype(np.int32)
@@ -163,7 +163,6 @@ def test_rounding_by_hand() -> None:
     assert rounded_by_groups(states.bfloat16(), 4).dtype == torch.bfloat16
 
 
-Change = Callable[[dict[str, torch.Tensor]], object]
 LAYER = "model.layers.0.self_attn.q_proj"
 
 
@@ -180,34 +179,14 @@ LAYER = "model.layers.0.self_attn.q_proj"
 def test_what_does_not_say_how_is_refused(
     folder: Path, tmp_path: Path, settings: dict[str, Any], change: Change, message: str
 ) -> None:
-    quantised = fp8_folder(folder, tmp_path / "fp8", settings)
-    path = quantised / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
+    quantised = changed(fp8_folder(folder, tmp_path / "fp8", settings), change)
     with pytest.raises(FormatError, match=message) as caught:
         logits(quantised)
     assert "round_activations" in str(caught.value)
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    from tests.tiny_folders import save_words
-
-    config = Qwen3MoeConfig(
-        vocab_size=320,
-        hidden_size=64,
-        moe_intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        num_experts=2,
-        num_experts_per_tok=1,
-    )
-    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "moe")
-    save_words(tmp_path / "moe")
+    save_experts(tmp_path / "moe")
     quantised = fp8_folder(tmp_path / "moe", tmp_path / "fp8", FP8)
     assert "expert" in json.dumps(list(load_file(quantised / "model.safetensors")))
     with pytest.raises(FormatError, match=r"experts\..*is no linear layer's"):
