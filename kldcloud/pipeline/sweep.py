@@ -173,8 +173,8 @@ def check_layers_on_gpu(layers: int, nodes: Sequence[NodeFacts], progress: Progr
         progress: is warned where a machine has no GPU.
 
     Raises:
-        EngineError: a machine has NVIDIA GPUs, and its llama.cpp was built without them: what is
-            paid for would idle.
+        EngineError: a machine has NVIDIA GPUs, and its llama.cpp sees none: what is paid for
+            would idle.
     """
     if layers == 0:
         return
@@ -183,9 +183,10 @@ def check_layers_on_gpu(layers: int, nodes: Sequence[NodeFacts], progress: Progr
             continue
         if node.gpus:
             raise EngineError(
-                f"n_gpu_layers is {layers}, and llama.cpp of {node.host} was built without CUDA",
-                hint="CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir "
-                "llama-cpp-python, where nvcc is, or set engine.n_gpu_layers: 0",
+                f"n_gpu_layers is {layers}, and llama.cpp of {node.host} sees none of its GPUs",
+                hint="if it was built without CUDA, CMAKE_ARGS=-DGGML_CUDA=on pip install "
+                "--force-reinstall --no-cache-dir llama-cpp-python where nvcc is; or set "
+                "engine.n_gpu_layers: 0",
             )
         progress.warn(
             f"n_gpu_layers is {layers}, and {node.host} has no GPU that llama.cpp knows: "

@@ -82,7 +82,9 @@ def test_layers_have_a_gpu_or_want_none(layers: int, backend: str) -> None:
 def test_gpus_that_llama_cpp_was_not_built_for_are_not_paid_for_in_vain() -> None:
     built = replace(RICH, engine={"backend": "GPU"})
     other = replace(RICH, host="b", engine={"backend": "CPU"})
-    with pytest.raises(EngineError, match=r"n_gpu_layers is -1, and llama\.cpp of b was built"):
+    with pytest.raises(
+        EngineError, match=r"n_gpu_layers is -1, and llama\.cpp of b sees none of its GPUs"
+    ):
         check_layers_on_gpu(-1, [built, other], Notes())
 
 
