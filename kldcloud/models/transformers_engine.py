@@ -95,6 +95,10 @@ class TransformersEngine:
     def on_gpu(self) -> bool:
         return self._options.device != "cpu"
 
+    @property
+    def kept(self) -> int:
+        return 1
+
     def states(self, tokens: Tokens) -> npt.NDArray[np.float32] | None:
         """What enters the output head at a chunk's scored positions, float32 [rows, d]; a copy.
 
