@@ -1,4 +1,4 @@
-"""What llama.cpp evaluates chunks in: a key-value cache, work space, and the logits it made last."""
+"""What llama.cpp evaluates chunks in: a key-value cache, work space, and the latest logits."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ class LlamaContext:
         path: its file, for errors.
         context: tokens a chunk.
         options: how to run it.
-        callback: sees the graph's nodes as they are computed; it must outlive the context.
         vocabulary: V.
+        callback: sees the graph's nodes as they are computed; it must outlive the context. It is
+            asked about a thousand of them a micro-batch, which takes as long as a small model does
+            on a GPU.
 
     Raises:
         EngineError: if llama.cpp has no memory for it.
@@ -44,8 +46,8 @@ class LlamaContext:
         path: Path,
         context: int,
         options: LlamaOptions,
-        callback: Any,  # noqa: ANN401
         vocabulary: int,
+        callback: Any = None,  # noqa: ANN401
     ) -> None:
         self._binding = llama()
         self._context, self._vocabulary = context, vocabulary
@@ -106,7 +108,7 @@ def new_context(
     path: Path,
     context: int,
     options: LlamaOptions,
-    callback: Any,  # noqa: ANN401
+    callback: Any = None,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
     """A context for chunks of `context` tokens that `llama_free` frees.
 
@@ -115,7 +117,7 @@ def new_context(
         path: its file, for the error.
         context: tokens a chunk.
         options: how to run it.
-        callback: sees the graph's nodes as they are computed; it must outlive the context.
+        callback: as for `LlamaContext`.
 
     Raises:
         EngineError: if llama.cpp has no memory for it.
@@ -131,7 +133,8 @@ def new_context(
     params.type_k = _TYPE_NUMBERS[options.kv_type_k.upper()]
     params.type_v = _TYPE_NUMBERS[options.kv_type_v.upper()]
     params.swa_full = False
-    params.cb_eval = callback
+    if callback is not None:
+        params.cb_eval = callback
     made = binding.llama_init_from_model(model, params)
     if not made:
         raise EngineError(

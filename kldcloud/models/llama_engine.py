@@ -95,15 +95,15 @@ class LlamaEngine:
         recent_complaints()
         self._model = load_model(path, options)
         self._free_before = free_on_gpus() if self.on_gpu else []
-        self._contexts: list[LlamaContext] = []
         try:
             self._vocabulary = vocabulary_of(self._binding.llama_model_get_vocab(self._model))
-            self._contexts.append(self._new_context())
         except BaseException:
             # Nobody has this engine to close it, and the worker goes on with another model.
             self._binding.llama_model_free(self._model)
             raise
-        self._evaluated = 0
+        self._contexts: list[LlamaContext] = []
+        self._watched: LlamaContext | None = None
+        self._turn = 0
         self._second_to_open = self.on_gpu
 
     @property
@@ -120,7 +120,7 @@ class LlamaEngine:
 
     @property
     def kept(self) -> int:
-        return len(self._contexts)
+        return max(1, len(self._contexts))
 
     def side(self, tokens: Tokens) -> LinearSide | None:  # noqa: ARG002
         """None: llama.cpp makes the logits itself, and hands them out on the host."""
@@ -134,29 +134,36 @@ class LlamaEngine:
         """Logits of positions n_ctx/2 .. n_ctx-2, which predict the token after them.
 
         Raises:
-            EngineError: if llama.cpp fails to decode.
+            EngineError: if llama.cpp fails to decode, or has no memory for it.
         """
-        if self._second_to_open and self._evaluated and not hidden:
-            self._second_to_open = False
-            self._open_second()
         fed = np.array(tokens, np.int32)
         if self._vocabulary.add_bos:
             fed[0] = self._vocabulary.bos
-        self._capture.start(wanted=hidden)
-        context = self._contexts[self._evaluated % len(self._contexts)]
-        logits = context.logits(fed)
-        self._evaluated += 1
-        states = self._capture.take(len(logits))[:-1] if hidden else None
-        return ChunkOutput(logits[:-1], states)
+        if not hidden:
+            return ChunkOutput(self._next_context().logits(fed)[:-1], None)
+        self._watched = self._watched or self._new_context(self._capture.callback)
+        self._capture.start()
+        logits = self._watched.logits(fed)
+        return ChunkOutput(logits[:-1], self._capture.take(len(logits))[:-1])
 
-    def _new_context(self) -> LlamaContext:
+    def _next_context(self) -> LlamaContext:
+        """The one whose logits are not those of the last chunk, where there are two."""
+        if not self._contexts:
+            self._contexts.append(self._new_context())
+        elif self._second_to_open:
+            self._second_to_open = False
+            self._open_second()
+        self._turn = (self._turn + 1) % len(self._contexts)
+        return self._contexts[self._turn]
+
+    def _new_context(self, callback: Any = None) -> LlamaContext:  # noqa: ANN401
         return LlamaContext(
             self._model,
             self._path,
             self._context_size,
             self._options,
-            self._capture.callback,
             self._vocabulary.size,
+            callback,
         )
 
     def _open_second(self) -> None:
@@ -174,9 +181,10 @@ class LlamaEngine:
 
     def close(self) -> None:
         """Free the model's memory now rather than at the end of the process."""
-        for context in self._contexts:
-            context.close()
-        self._contexts = []
+        for context in (*self._contexts, self._watched):
+            if context:
+                context.close()
+        self._contexts, self._watched = [], None
         if self._model:
             self._binding.llama_model_free(self._model)
             self._model = None

@@ -137,8 +137,8 @@ def test_without_memory_for_a_second_context_the_first_goes_on(
     pair: TinyPair, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = LlamaEngine(pair.base, 128, ON_GPU)
-    monkeypatch.setattr(llama(), "llama_init_from_model", lambda *_: None)
     first = engine.evaluate(tokens[:128]).logits.copy()
+    monkeypatch.setattr(llama(), "llama_init_from_model", lambda *_: None)
     assert (engine.evaluate(tokens[:128]).logits == first).all()
     assert engine.kept == 1
     engine.close()
@@ -341,6 +341,12 @@ def test_a_tokenizer_that_appends_eos_is_refused(pair: TinyPair, tmp_path: Path)
         tokenize(path, "text")
 
 
+def test_options_that_fit_no_context_are_refused_by_name(pair: TinyPair, tokens: Tokens) -> None:
+    # A head of 16 values is no whole block of this type.
+    with pytest.raises(EngineError, match=r"could not make a context .* does not divide"):
+        evaluate(pair.base, tokens[:128], LlamaOptions(kv_type_k="q8_0"))
+
+
 def test_an_engine_that_could_not_be_made_leaves_no_model_behind(
     pair: TinyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,9 +358,9 @@ def test_an_engine_that_could_not_be_made_leaves_no_model_behind(
         free(model)
 
     monkeypatch.setattr(llama(), "llama_model_free", watch)
-    # A head of 16 values is no whole block of this type.
-    with pytest.raises(EngineError, match=r"could not make a context .* does not divide"):
-        LlamaEngine(pair.base, 128, LlamaOptions(kv_type_k="q8_0"))
+    monkeypatch.setattr(llama(), "llama_vocab_get_add_eos", lambda _: True)
+    with pytest.raises(UserError, match="appends an end-of-text token"):
+        LlamaEngine(pair.base, 128, PLAIN)
     assert len(freed) == 1
 
 
