@@ -17,9 +17,10 @@ from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.records import TokenRecords, concatenate
 from kldcloud.divergence.worst_file import dump_worst, of_chunks
 from kldcloud.errors import EngineError, FormatError, KldcloudError
-from kldcloud.models.engine import Engine
+from kldcloud.models.engine import ChunkOutput, Engine
 from kldcloud.models.engines import load_engine
-from kldcloud.pipeline.compared import Compared, compare_logits, evaluated
+from kldcloud.pipeline.ahead import base_rows, evaluated
+from kldcloud.pipeline.compared import Compared, compare_logits
 from kldcloud.pipeline.life import worker_key
 from kldcloud.pipeline.machines import Seat, WorkerSettings
 from kldcloud.pipeline.pulse import WorkerPulse
@@ -99,8 +100,7 @@ class SweepWorker:
             output = self._engine_for(ref).evaluate(tokens, hidden=True)
             frame = encoding.encode(output, next_tokens)
             statistics = compare_logits(
-                encoding,
-                frame,
+                encoding.pieces(frame),
                 output.logits,
                 next_tokens,
                 threads=self._threads,
@@ -119,8 +119,8 @@ class SweepWorker:
         engine = self._engine_for(task.engine)
         shape = ChunkShape(identity.context)
         frames = []
-        for chunk in chunks:
-            frames.append(_frame(engine, encoding, chunk, shape.next_tokens(chunk)))
+        for frame in _frames(engine, encoding, list(chunks), shape):
+            frames.append(frame)
             self._pulse.step()
         write_shard(self._store, identity, task.shard, frames)
 
@@ -178,10 +178,10 @@ class SweepWorker:
             assert before is not None  # noqa: S101 - a shard has chunks
             yield before.result()
             return
-        for chunk, own, logits in zip(chunks, tokens, evaluated(engine, tokens), strict=True):
+        bases = base_rows(reader, chunks, ahead=engine.on_gpu)
+        for own, base_of, logits in zip(tokens, bases, evaluated(engine, tokens), strict=True):
             yield compare_logits(
-                encoding,
-                reader.frame(chunk),
+                base_of,
                 logits,
                 shape.next_tokens(own),
                 threads=self._threads,
@@ -234,11 +234,20 @@ class SweepWorker:
         return self._stage[1], self._stage[2]
 
 
-def _frame(engine: Engine, encoding: Encoding, chunk: Tokens, next_tokens: Tokens) -> bytes:
-    """What a stage keeps of one chunk."""
-    if isinstance(encoding, HiddenEncoding) and (states := engine.states(chunk)) is not None:
-        return encoding.encode_states(states)
-    return encoding.encode(engine.evaluate(chunk, hidden=encoding.needs_hidden), next_tokens)
+def _frames(
+    engine: Engine, encoding: Encoding, chunks: Sequence[Tokens], shape: ChunkShape
+) -> Iterator[bytes]:
+    """What a stage keeps of chunk after chunk."""
+    if not isinstance(encoding, HiddenEncoding):
+        for chunk, logits in zip(chunks, evaluated(engine, chunks), strict=True):
+            yield encoding.encode(ChunkOutput(logits, None), shape.next_tokens(chunk))
+        return
+    for chunk in chunks:
+        if (states := engine.states(chunk)) is not None:
+            yield encoding.encode_states(states)
+        else:
+            output = engine.evaluate(chunk, hidden=True)
+            yield encoding.encode(output, shape.next_tokens(chunk))
 
 
 def _records(

@@ -39,6 +39,11 @@ class StageShape:
     rows: int
     vocabulary: int
 
+    @property
+    def code_bytes(self) -> int:
+        """Of a chunk's rows as codes."""
+        return self.rows * words_per_row(self.vocabulary) * 2
+
 
 class Encoding(Protocol):
     """How one chunk's base distribution is kept."""
@@ -58,6 +63,19 @@ class Encoding(Protocol):
         Raises:
             FormatError: if the frame does not hold exactly the stage's rows.
         """
+        ...
+
+    def rows(self, frame: bytes | memoryview) -> BaseRows:
+        """All rows of a frame at once, in memory of their own: `bytes_at_once`.
+
+        Raises:
+            FormatError: as `pieces`.
+        """
+        ...
+
+    @property
+    def bytes_at_once(self) -> int:
+        """Bytes that all rows of a chunk take."""
         ...
 
 
@@ -93,6 +111,17 @@ class LogitsEncoding:
         return b"".join([facts.tobytes(), top.tobytes(), *packed, packer.flush()])
 
     def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
+        return self._pieces(frame, PIECE_ROWS)
+
+    def rows(self, frame: bytes | memoryview) -> BaseRows:
+        (whole,) = self._pieces(frame, self._shape.rows)
+        return whole
+
+    @property
+    def bytes_at_once(self) -> int:
+        return self._shape.code_bytes
+
+    def _pieces(self, frame: bytes | memoryview, each: int) -> Iterator[BaseRows]:
         rows = self._shape.rows
         facts_bytes = rows * 4 * 8
         head_bytes = facts_bytes + rows * 4
@@ -105,7 +134,7 @@ class LogitsEncoding:
         if not ((top >= 0) & (top < self._shape.vocabulary)).all():
             raise FormatError("a frame's top token lies outside the vocabulary")
         at = 0
-        for words in unpack(frame[head_bytes:], self._shape):
+        for words in unpack(frame[head_bytes:], self._shape, each):
             part = slice(at, at + len(words))
             normaliser, tail, target, entropy = facts[:, part]
             extras = RowExtras(normaliser, tail, target, entropy, top[part])
@@ -130,8 +159,16 @@ class KldEncoding:
         return pack(words)
 
     def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
-        for words in unpack(frame, self._shape):
+        for words in unpack(frame, self._shape, PIECE_ROWS):
             yield CodeRows(words, self._shape.vocabulary)
+
+    def rows(self, frame: bytes | memoryview) -> BaseRows:
+        (words,) = unpack(frame, self._shape, self._shape.rows)
+        return CodeRows(words, self._shape.vocabulary)
+
+    @property
+    def bytes_at_once(self) -> int:
+        return self._shape.code_bytes
 
 
 class HiddenEncoding:
@@ -167,9 +204,22 @@ class HiddenEncoding:
     def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
         """All rows as one piece: each product widens the whole head, so fewer are cheaper."""
         if self._buffer is None:
-            self._buffer = np.empty((self._shape.rows, self._shape.vocabulary), np.float32)
-        self.head.logits(self.states(frame), out=self._buffer, threads=self._threads)
-        yield LogitRows(self._buffer)
+            self._buffer = self._room()
+        yield self._rebuilt(frame, self._buffer)
+
+    def rows(self, frame: bytes | memoryview) -> BaseRows:
+        return self._rebuilt(frame, self._room())
+
+    @property
+    def bytes_at_once(self) -> int:
+        return self._shape.rows * self._shape.vocabulary * 4
+
+    def _room(self) -> npt.NDArray[np.float32]:
+        return np.empty((self._shape.rows, self._shape.vocabulary), np.float32)
+
+    def _rebuilt(self, frame: bytes | memoryview, out: npt.NDArray[np.float32]) -> BaseRows:
+        self.head.logits(self.states(frame), out=out, threads=self._threads)
+        return LogitRows(out)
 
     def states(self, frame: bytes | memoryview) -> npt.NDArray[np.float32]:
         """The states of a chunk, float32 [rows, d].
@@ -203,8 +253,10 @@ def _packer(size: int) -> Any:  # noqa: ANN401 - untyped package
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj(size=size)
 
 
-def unpack(frame: bytes | memoryview, shape: StageShape) -> Iterator[npt.NDArray[np.uint16]]:
-    """Code rows, `PIECE_ROWS` at a time, in one reused buffer.
+def unpack(
+    frame: bytes | memoryview, shape: StageShape, piece: int
+) -> Iterator[npt.NDArray[np.uint16]]:
+    """Code rows, `piece` at a time, in one reused buffer.
 
     A frame that claims another size than the stage's is never inflated.
 
@@ -214,15 +266,15 @@ def unpack(frame: bytes | memoryview, shape: StageShape) -> Iterator[npt.NDArray
     import zstandard
 
     row_words = words_per_row(shape.vocabulary)
-    expected = shape.rows * row_words * 2
-    buffer = np.empty((min(PIECE_ROWS, shape.rows), row_words), "<u2")
+    expected = shape.code_bytes
+    buffer = np.empty((min(piece, shape.rows), row_words), "<u2")
     try:
         claimed = zstandard.get_frame_parameters(bytes(frame[:18])).content_size
         if claimed != expected:
             raise FormatError(f"a frame claims {claimed} bytes of rows, the stage has {expected}")
         with zstandard.ZstdDecompressor().stream_reader(frame) as reader:
-            for at in range(0, shape.rows, PIECE_ROWS):
-                words = buffer[: min(PIECE_ROWS, shape.rows - at)]
+            for at in range(0, shape.rows, piece):
+                words = buffer[: min(piece, shape.rows - at)]
                 _fill(reader, words)
                 _check_headers(words)
                 yield words

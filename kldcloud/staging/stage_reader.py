@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,7 @@ class StageReader:
         self._key = key
         self._frames: dict[int, tuple[str, Frame]] = {}
         self._buffer = bytearray()
+        self._finding = threading.Lock()
         self._threads = threads
         self._encoding: Encoding | None = None
         self.look(upto)
@@ -104,9 +106,17 @@ class StageReader:
         key, entry = self._frame_entry(chunk)
         if len(self._buffer) < entry.size:
             self._buffer = bytearray(entry.size)
-        view = memoryview(self._buffer)[: entry.size]
-        self._store.read_into(key, entry.offset, view, sha256=entry.sha256)
-        return view
+        return self._read(key, entry, memoryview(self._buffer)[: entry.size])
+
+    def own_frame(self, chunk: int) -> memoryview:
+        """One chunk's frame, in memory of its own; for several threads at once."""
+        with self._finding:
+            key, entry = self._frame_entry(chunk)
+        return self._read(key, entry, memoryview(bytearray(entry.size)))
+
+    def _read(self, key: str, entry: Frame, out: memoryview) -> memoryview:
+        self._store.read_into(key, entry.offset, out, sha256=entry.sha256)
+        return out
 
     @property
     def encoding(self) -> Encoding:

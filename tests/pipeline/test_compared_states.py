@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from kldcloud.corpus.chunks import ChunkShape, Tokens
+from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.divergence.kernel import TokenStatistics
 from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.errors import FormatError
-from kldcloud.models.engine import ChunkOutput
 from kldcloud.models.transformers_engine import TransformersEngine
 from kldcloud.models.transformers_options import TransformersOptions
-from kldcloud.pipeline.compared import Compared, compare_logits, evaluated
+from kldcloud.pipeline.compared import Compared, compare_logits
 from kldcloud.pipeline.compared_states import BaseSide
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.machines import Seat, WorkerSettings
@@ -72,7 +69,9 @@ def both_ways(
     side = candidate.side(tokens)
     assert side is not None
     return (
-        compare_logits(encoding, frame, logits, following, threads=1, llama_compat=llama_compat),
+        compare_logits(
+            encoding.pieces(frame), logits, following, threads=1, llama_compat=llama_compat
+        ),
         BaseSide(encoding, side.weight.device)
         .begin(frame, side, following, llama_compat=llama_compat)
         .result(),
@@ -165,51 +164,3 @@ def test_a_damaged_state_is_refused(folders: tuple[Path, Path]) -> None:
     )
     with pytest.raises(FormatError, match="holds a value that is not finite"):
         soon.result()
-
-
-class Counting:
-    """An engine whose logits are the number of the chunk, in its buffers, and that tells when."""
-
-    def __init__(self, *, on_gpu: bool, kept: int = 1) -> None:
-        self.on_gpu, self.kept = on_gpu, kept
-        self.started: list[int] = []
-        self.second = threading.Event()
-        self._buffers = [np.zeros((1, 2), np.float32) for _ in range(kept)]
-
-    def evaluate(self, tokens: Tokens) -> ChunkOutput:
-        self.started.append(int(tokens[0]))
-        if len(self.started) > 1:
-            self.second.set()
-        buffer = self._buffers[len(self.started) % self.kept]
-        buffer[:] = tokens[0]
-        return ChunkOutput(buffer, None)
-
-    def owns(self, logits: npt.NDArray[np.float32]) -> bool:
-        return any(logits is each for each in self._buffers)
-
-
-@pytest.mark.parametrize(("on_gpu", "kept"), [(True, 1), (True, 2), (False, 1)])
-def test_logits_come_in_order_and_a_gpu_is_a_chunk_ahead(on_gpu: bool, kept: int) -> None:
-    engine = Counting(on_gpu=on_gpu, kept=kept)
-    chunks = [np.array([at], np.int32) for at in range(5)]
-    found = []
-    for logits in evaluated(engine, chunks):  # type: ignore[arg-type]
-        if not found:
-            assert engine.second.wait(10 if on_gpu else 0.01) is on_gpu
-        # Copied only where the chunk ahead would overwrite them.
-        assert engine.owns(logits) is (kept == 2 or not on_gpu)
-        found.append(float(logits[0, 0]))
-    assert found == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert engine.started == [0, 1, 2, 3, 4]
-    assert list(evaluated(engine, [])) == []  # type: ignore[arg-type]
-
-
-def test_what_an_engine_raises_ahead_is_raised() -> None:
-    engine = Counting(on_gpu=True)
-
-    def broken(tokens: Tokens) -> ChunkOutput:
-        raise FormatError(f"chunk {tokens[0]}")
-
-    engine.evaluate = broken  # type: ignore[method-assign]
-    with pytest.raises(FormatError, match="chunk 0"):
-        list(evaluated(engine, [np.array([0], np.int32)]))  # type: ignore[arg-type]
