@@ -47,3 +47,15 @@ def test_a_sweep_beside_the_forward_pass_runs_at_a_small_size() -> None:
     rates = json.loads(done.stdout)["tokens_per_second"]
     assert list(rates) == ["forward", "kldcloud", "kldcloud + llama.cpp's"]
     assert all(rate > 0 for rate in rates.values())
+
+
+def test_a_gguf_sweep_beside_a_stand_in_for_the_gpu_runs_at_a_small_size() -> None:
+    script = SCRIPT.with_name("llama_gpu.py")
+    sizes = {"vocabulary": 500, "context": 32, "chunks": 4, "forward-ms": 1, "rounds": 1}
+    small = [f"--{name}={value}" for name, value in sizes.items()]
+    done = subprocess.run(
+        [sys.executable, script, *small, "--json"], check=True, stdout=subprocess.PIPE
+    )
+    rates = json.loads(done.stdout)["tokens_per_second"]
+    assert list(rates) == ["forward", "kldcloud", "kldcloud + llama.cpp's", "nothing ahead"]
+    assert all(rate > 0 for rate in rates.values())
