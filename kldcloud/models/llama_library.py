@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ _recent: deque[str] = deque(maxlen=50)
 """The library's latest warnings and errors: it reports a failed load only there."""
 
 _WARNING = 3
+_CHOOSE_ONLY = ("GGML_BACKEND_PATH", "GGML_VK_VISIBLE_DEVICES")
+"""Of ggml's variables: they say which device computes, and its name is told anyway."""
 _CPU_DEVICE, _GPU_DEVICES, _LIBRARY_DEVICE = 0, (1, 2), 3
 
 
@@ -81,7 +84,7 @@ def library_path(part: str) -> Path:
 
 @cache
 def build_facts(*, gpus: bool = True) -> Mapping[str, str]:
-    """Version, backend, instruction set and devices of this build: what decides rounding.
+    """Version, backend, instruction set, devices and switches of this build: what decides rounding.
 
     Args:
         gpus: whether it may use those that it sees.
@@ -97,7 +100,17 @@ def build_facts(*, gpus: bool = True) -> Mapping[str, str]:
     }
     # Kinds of GPU round differently; how many of a kind there are does not matter to one worker.
     kinds = dict.fromkeys(_accelerators(gpus=gpus))
-    return facts | ({"devices": " + ".join(kinds)} if kinds else {})
+    more = {"devices": " + ".join(kinds), "switches": " ".join(_switches())}
+    return facts | {name: value for name, value in more.items() if value}
+
+
+def _switches() -> list[str]:
+    """The variables by which ggml is told to compute in another way, such as without fusion."""
+    return sorted(
+        f"{name}={value}"
+        for name, value in os.environ.items()
+        if name.startswith("GGML_") and name not in _CHOOSE_ONLY
+    )
 
 
 def _switched_on(system_info: str) -> list[str]:

@@ -301,6 +301,22 @@ def test_a_gpu_is_in_the_fingerprint_where_it_may_do_work(
         build_facts.cache_clear()
 
 
+def test_what_tells_ggml_to_compute_in_another_way_is_in_the_fingerprint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = PLAIN.fingerprint()
+    assert "switches" not in plain
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("GGML_CUDA_MMQ_PREC", "f32")
+    monkeypatch.setenv("GGML_CUDA_DISABLE_FUSION", "1")
+    build_facts.cache_clear()
+    try:
+        switches = "GGML_CUDA_DISABLE_FUSION=1 GGML_CUDA_MMQ_PREC=f32"
+        assert PLAIN.fingerprint() == plain | {"switches": switches}
+    finally:
+        build_facts.cache_clear()
+
+
 @pytest.mark.parametrize(
     "options", [LlamaOptions(flash_attention="off"), LlamaOptions(kv_type_k="bf16")]
 )
