@@ -2,7 +2,8 @@
 
 Where a GPU evaluates, all that the CPU does between two chunks would leave it waiting, and reading
 and inflating a base row takes the CPU longer than comparing it. So the logits of one chunk and the
-base's rows of a few are made while an earlier one is compared. On a CPU there is nobody to wait.
+base's rows of a few are made while an earlier one is compared; a stage's rows are packed in the
+same way, behind the GPU. On a CPU there is nobody to wait.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import numpy.typing as npt
 
 from kldcloud.corpus.chunks import Tokens
 from kldcloud.divergence.base_rows import BaseRows
-from kldcloud.models.engine import Engine
+from kldcloud.models.engine import ChunkOutput, Engine
+from kldcloud.staging.encodings import Encoding, LogitsEncoding
 from kldcloud.staging.stage_reader import StageReader
 
 _BUFFERS: Final = 2
 """One that is compared and one that is filled."""
 
 _AT_ONCE: Final = 3
-"""Chunks whose base rows are made beside each other, each by one thread."""
+"""Chunks whose base rows are packed or unpacked beside each other, each by one thread."""
 _AHEAD_BYTES: Final = 1 << 30
 """Of base rows that wait, unless a single chunk has more."""
 
@@ -78,8 +80,7 @@ def base_rows(
         for chunk in chunks:
             yield encoding.pieces(reader.frame(chunk))
         return
-    fit = _AHEAD_BYTES // encoding.bytes_at_once
-    width = 1 if encoding.needs_hidden else max(1, min(_AT_ONCE, fit))
+    width = 1 if encoding.needs_hidden else _chunks_at_once(encoding)
 
     def rows(chunk: int) -> BaseRows:
         return encoding.rows(reader.own_frame(chunk))
@@ -91,3 +92,29 @@ def base_rows(
             here = coming.popleft().result()
             coming.extend(pool.submit(rows, at) for at in islice(rest, 1))
             yield (here,)
+
+
+def code_frames(
+    engine: Engine,
+    encoding: LogitsEncoding,
+    chunks: Sequence[Tokens],
+    next_tokens: Sequence[Tokens],
+) -> Iterator[bytes]:
+    """What a stage keeps of chunk after chunk, where a GPU evaluates: packed by several threads.
+
+    Raises:
+        EngineError: a logit is not finite.
+    """
+    width = _chunks_at_once(encoding)
+    with ThreadPoolExecutor(width) as pool:
+        packing: deque[Future[bytes]] = deque()
+        for logits, following in zip(evaluated(engine, chunks), next_tokens, strict=True):
+            packing.append(pool.submit(encoding.begin(ChunkOutput(logits, None), following)))
+            if len(packing) > width:
+                yield packing.popleft().result()
+        while packing:
+            yield packing.popleft().result()
+
+
+def _chunks_at_once(encoding: Encoding) -> int:
+    return max(1, min(_AT_ONCE, _AHEAD_BYTES // encoding.bytes_at_once))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +17,16 @@ from kldcloud.divergence.partial import Partial, PartialIdentity
 from kldcloud.divergence.records import TokenRecords, concatenate
 from kldcloud.divergence.worst_file import dump_worst, of_chunks
 from kldcloud.errors import EngineError, FormatError, KldcloudError
-from kldcloud.models.engine import ChunkOutput, Engine
+from kldcloud.models.engine import Engine
 from kldcloud.models.engines import load_engine
-from kldcloud.pipeline.ahead import base_rows, evaluated
+from kldcloud.pipeline.ahead import base_rows, code_frames, evaluated
 from kldcloud.pipeline.compared import Compared, compare_logits
 from kldcloud.pipeline.life import worker_key
 from kldcloud.pipeline.machines import Seat, WorkerSettings
 from kldcloud.pipeline.pulse import WorkerPulse
 from kldcloud.pipeline.sources import local_copy
 from kldcloud.pipeline.tasks import EngineRef, MeasureTask, ModelRef, Reply, StageTask, Task
-from kldcloud.staging.encodings import Encoding, HiddenEncoding
+from kldcloud.staging.encodings import Encoding, HiddenEncoding, LogitsEncoding
 from kldcloud.staging.folder_head import read_base_head
 from kldcloud.staging.stage import StageIdentity, write_shard
 from kldcloud.staging.stage_reader import StageReader, make_encoding
@@ -114,12 +114,18 @@ class SweepWorker:
 
     def _run_stage(self, task: StageTask) -> None:
         identity = task.identity
-        chunks = np.frombuffer(task.tokens, "<i4").reshape(task.shard.count, identity.context)
+        chunks = list(np.frombuffer(task.tokens, "<i4").reshape(task.shard.count, identity.context))
         encoding = self._encoding_for(task.engine, identity)
         engine = self._engine_for(task.engine)
         shape = ChunkShape(identity.context)
+        following = [shape.next_tokens(chunk) for chunk in chunks]
+        made: Iterable[bytes]
+        if engine.on_gpu and isinstance(encoding, LogitsEncoding):
+            made = code_frames(engine, encoding, chunks, following)
+        else:
+            made = (_frame(engine, encoding, *each) for each in zip(chunks, following, strict=True))
         frames = []
-        for frame in _frames(engine, encoding, list(chunks), shape):
+        for frame in made:
             frames.append(frame)
             self._pulse.step()
         write_shard(self._store, identity, task.shard, frames)
@@ -234,20 +240,11 @@ class SweepWorker:
         return self._stage[1], self._stage[2]
 
 
-def _frames(
-    engine: Engine, encoding: Encoding, chunks: Sequence[Tokens], shape: ChunkShape
-) -> Iterator[bytes]:
-    """What a stage keeps of chunk after chunk."""
-    if not isinstance(encoding, HiddenEncoding):
-        for chunk, logits in zip(chunks, evaluated(engine, chunks), strict=True):
-            yield encoding.encode(ChunkOutput(logits, None), shape.next_tokens(chunk))
-        return
-    for chunk in chunks:
-        if (states := engine.states(chunk)) is not None:
-            yield encoding.encode_states(states)
-        else:
-            output = engine.evaluate(chunk, hidden=True)
-            yield encoding.encode(output, shape.next_tokens(chunk))
+def _frame(engine: Engine, encoding: Encoding, chunk: Tokens, next_tokens: Tokens) -> bytes:
+    """What a stage keeps of one chunk."""
+    if isinstance(encoding, HiddenEncoding) and (states := engine.states(chunk)) is not None:
+        return encoding.encode_states(states)
+    return encoding.encode(engine.evaluate(chunk, hidden=encoding.needs_hidden), next_tokens)
 
 
 def _records(

@@ -6,9 +6,9 @@ decoding needs no sizes from the frame itself: what does not fit exactly is refu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,11 @@ from kldcloud.divergence.kernel import encode
 from kldcloud.errors import EngineError, FormatError
 from kldcloud.models.engine import ChunkOutput
 from kldcloud.staging.head import OutputHead
+from kldcloud.staging.packed_codes import code_packer, pack, unpack
 from kldcloud.staging.states import check_size, pack_states, unpack_states
-
-ZSTD_LEVEL = 1
-"""Measured on rows of two models: higher levels cost several times more and gain a few percent."""
 
 PIECE_ROWS = 64
 """Rows decoded at once: a few MB, where a chunk of a large vocabulary is over a hundred."""
-
-# A row's 65,536 codes span 16 nats at most, and its minimum is a log-probability; both with room
-# for float32 rounding.
-MAX_SCALE = 16.001 / 65535
-MAX_LOG_PROBABILITY = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +87,45 @@ class LogitsEncoding:
         self._threads = threads
 
     def encode(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> bytes:
+        return self._frame(self._coded(output.logits, tokens, PIECE_ROWS))
+
+    def begin(self, output: ChunkOutput, tokens: npt.NDArray[np.int32]) -> Callable[[], bytes]:
+        """As `encode`, in two steps: what needs the logits now, and compressing when it is called.
+
+        In between it holds the chunk's codes: `bytes_at_once`.
+        """
+        coded = list(self._coded(output.logits, tokens, self._shape.rows))
+        return lambda: self._frame(coded)
+
+    def _coded(
+        self, logits: npt.NDArray[np.float32], tokens: npt.NDArray[np.int32], each: int
+    ) -> Iterator[CodeRows]:
+        for at in range(0, self._shape.rows, each):
+            part = slice(at, at + each)
+            yield encode(logits[part], tokens[part], threads=self._threads, first_row=at)
+
+    def _frame(self, coded: Iterable[CodeRows]) -> bytes:
         shape = self._shape
         facts = np.empty((4, shape.rows), "<f8")
         top = np.empty(shape.rows, "<i4")
-        packer = _packer(shape.rows * words_per_row(shape.vocabulary) * 2)
-        packed = []
-        for at in range(0, shape.rows, PIECE_ROWS):
-            part = slice(at, at + PIECE_ROWS)
-            rows = encode(output.logits[part], tokens[part], threads=self._threads, first_row=at)
+        packer = code_packer(shape.code_bytes)
+        packed: list[bytes] = []
+        at = 0
+        for rows in coded:
             extras = rows.extras
             if extras is None:
                 raise EngineError("codes came without their row facts")
+            part = slice(at, at + rows.rows)
             facts[:, part] = extras.normaliser, extras.tail, extras.target, extras.entropy
             top[part] = extras.top
-            packed.append(packer.compress(rows.words.astype("<u2", copy=False).data))
+            words = rows.words.astype("<u2", copy=False)
+            # In the same parts however many rows come at once: zstd does not promise the same bytes
+            # for others.
+            parts = (
+                words[start : start + PIECE_ROWS] for start in range(0, len(words), PIECE_ROWS)
+            )
+            packed.extend(packer.compress(each.data) for each in parts)
+            at += rows.rows
         return b"".join([facts.tobytes(), top.tobytes(), *packed, packer.flush()])
 
     def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
@@ -134,7 +152,7 @@ class LogitsEncoding:
         if not ((top >= 0) & (top < self._shape.vocabulary)).all():
             raise FormatError("a frame's top token lies outside the vocabulary")
         at = 0
-        for words in unpack(frame[head_bytes:], self._shape, each):
+        for words in unpack(frame[head_bytes:], rows, self._shape.vocabulary, each):
             part = slice(at, at + len(words))
             normaliser, tail, target, entropy = facts[:, part]
             extras = RowExtras(normaliser, tail, target, entropy, top[part])
@@ -159,11 +177,12 @@ class KldEncoding:
         return pack(words)
 
     def pieces(self, frame: bytes | memoryview) -> Iterator[BaseRows]:
-        for words in unpack(frame, self._shape, PIECE_ROWS):
+        for words in unpack(frame, self._shape.rows, self._shape.vocabulary, PIECE_ROWS):
             yield CodeRows(words, self._shape.vocabulary)
 
     def rows(self, frame: bytes | memoryview) -> BaseRows:
-        (words,) = unpack(frame, self._shape, self._shape.rows)
+        rows, vocabulary = self._shape.rows, self._shape.vocabulary
+        (words,) = unpack(frame, rows, vocabulary, rows)
         return CodeRows(words, self._shape.vocabulary)
 
     @property
@@ -237,65 +256,3 @@ class HiddenEncoding:
         """
         check_size(frame, self.head.type_name, self._shape.rows, self.head.width)
         return np.frombuffer(frame, np.uint8)
-
-
-def pack(words: npt.NDArray[np.uint16]) -> bytes:
-    """Code rows as one zstd frame; little-endian."""
-    packer = _packer(words.nbytes)
-    packed: bytes = packer.compress(words.astype("<u2", copy=False).data) + packer.flush()
-    return packed
-
-
-def _packer(size: int) -> Any:  # noqa: ANN401 - untyped package
-    """A compressor for `size` bytes that come in parts; the frame tells its size beforehand."""
-    import zstandard
-
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj(size=size)
-
-
-def unpack(
-    frame: bytes | memoryview, shape: StageShape, piece: int
-) -> Iterator[npt.NDArray[np.uint16]]:
-    """Code rows, `piece` at a time, in one reused buffer.
-
-    A frame that claims another size than the stage's is never inflated.
-
-    Raises:
-        FormatError: if the frame is damaged, or holds anything but the stage's rows.
-    """
-    import zstandard
-
-    row_words = words_per_row(shape.vocabulary)
-    expected = shape.code_bytes
-    buffer = np.empty((min(piece, shape.rows), row_words), "<u2")
-    try:
-        claimed = zstandard.get_frame_parameters(bytes(frame[:18])).content_size
-        if claimed != expected:
-            raise FormatError(f"a frame claims {claimed} bytes of rows, the stage has {expected}")
-        with zstandard.ZstdDecompressor().stream_reader(frame) as reader:
-            for at in range(0, shape.rows, piece):
-                words = buffer[: min(piece, shape.rows - at)]
-                _fill(reader, words)
-                _check_headers(words)
-                yield words
-            if reader.read(1):
-                raise FormatError("a frame holds more rows than the stage has")
-    except zstandard.ZstdError as error:
-        raise FormatError(f"a frame does not decompress: {error}") from error
-
-
-def _fill(reader: Any, words: npt.NDArray[np.uint16]) -> None:  # noqa: ANN401 - untyped package
-    target = memoryview(words.data).cast("B")
-    filled = 0
-    while filled < len(target):
-        count = reader.readinto(target[filled:])
-        if not count:
-            raise FormatError("a frame ends before its last row")
-        filled += count
-
-
-def _check_headers(words: npt.NDArray[np.uint16]) -> None:
-    header = np.ascontiguousarray(words[:, :4]).view("<f4")
-    scale_ok = (header[:, 0] >= 0) & (header[:, 0] <= MAX_SCALE)
-    if not (scale_ok & np.isfinite(header[:, 1]) & (header[:, 1] <= MAX_LOG_PROBABILITY)).all():
-        raise FormatError("a row's scale or minimum log-probability is not possible")

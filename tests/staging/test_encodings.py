@@ -14,14 +14,15 @@ from kldcloud.divergence.kernel import encode, token_statistics
 from kldcloud.errors import EngineError, FormatError
 from kldcloud.models.engine import ChunkOutput
 from kldcloud.staging.encodings import (
+    PIECE_ROWS,
     Encoding,
     HiddenEncoding,
     KldEncoding,
     LogitsEncoding,
     StageShape,
-    pack,
 )
 from kldcloud.staging.head import OutputHead
+from kldcloud.staging.packed_codes import pack
 
 ROWS, VOCABULARY, WIDTH = 19, 323, 32
 SHAPE = StageShape(ROWS, VOCABULARY)
@@ -90,6 +91,18 @@ def test_frames_of_codes_are_the_same_for_any_number_of_threads(
 ) -> None:
     frames = {LogitsEncoding(SHAPE, threads=n).encode(output, tokens) for n in (1, 2, 3)}
     assert len(frames) == 1
+
+
+def test_a_frame_made_in_two_steps_is_the_same_and_needs_the_logits_in_the_first_alone() -> None:
+    random = np.random.default_rng(6)
+    rows = 2 * PIECE_ROWS + 5
+    encoding = LogitsEncoding(StageShape(rows, 5000))
+    logits = random.normal(0, 4, (rows, 5000)).astype(np.float32)
+    following = random.integers(0, 5000, rows).astype(np.int32)
+    expected = encoding.encode(ChunkOutput(logits, None), following)
+    finish = encoding.begin(ChunkOutput(logits, None), following)
+    logits[:] = np.nan
+    assert finish() == expected
 
 
 def test_rows_of_a_base_file_come_back_as_they_were(
