@@ -83,6 +83,31 @@ STATISTICS = 5
 """Columns of the kernels' float64 output: KLD, reverse KLD, NLL, base NLL, base entropy."""
 
 
+@njit(nogil=True, error_model="numpy", cache=True, inline="always")
+def entry_terms(x, t, c0):
+    """What one entry adds to the sums: p, v, phi, R's factor, and v before it is bounded.
+
+    Args:
+        x: float32, the candidate's logit.
+        t: float32, log2 of the base's probability, relative to its top.
+        c0: float32, the candidate's anchor in log2 units.
+    """
+    tm = t + MAGIC
+    f = t - (tm - MAGIC)
+    p = fused32(fused32(fused32(fused32(fused32(P6, f, P5), f, P4), f, P3), f, P2), f, P1)
+    p = scale32(fused32(p, f, ONE), tm)
+    ratio = fused32(x, LOG2E, -c0) - t
+    v = at_least32(ratio, LOWEST_RATIO)
+    vm = v + MAGIC
+    g = v - (vm - MAGIC)
+    q = fused32(fused32(fused32(fused32(fused32(Q7, g, Q6), g, Q5), g, Q4), g, Q3), g, Q2)
+    s = scale32(ONE, vm)
+    sg = s * g
+    phi = fused32(sg * g, q, fused32(sg - v, LN2, s - ONE))
+    u = v * LN2
+    return p, v, phi, fused32(u, u + phi, -phi), ratio
+
+
 @njit(nogil=True, error_model="numpy", cache=True)
 def _logits_block(x, b, c0, b0):
     """Sums over one block: candidate logits x, base logits b, anchors c0 and b0 (log2 units)."""
@@ -90,24 +115,12 @@ def _logits_block(x, b, c0, b0):
     x_max = x[0]
     for i in range(x.shape[0]):
         t = max32(fused32(b[i], LOG2E, -b0), LOWEST_BASE)
-        tm = t + MAGIC
-        f = t - (tm - MAGIC)
-        p = fused32(fused32(fused32(fused32(fused32(P6, f, P5), f, P4), f, P3), f, P2), f, P1)
-        p = scale32(fused32(p, f, ONE), tm)
-        ratio = fused32(x[i], LOG2E, -c0) - t
-        v = at_least32(ratio, LOWEST_RATIO)
-        vm = v + MAGIC
-        g = v - (vm - MAGIC)
-        q = fused32(fused32(fused32(fused32(fused32(Q7, g, Q6), g, Q5), g, Q4), g, Q3), g, Q2)
-        s = scale32(ONE, vm)
-        sg = s * g
-        phi = fused32(sg * g, q, fused32(sg - v, LN2, s - ONE))
-        u = v * LN2
+        p, v, phi, r, ratio = entry_terms(x[i], t, c0)
         p_sum = add_lanes32(p_sum, p)
         s_sum = multiply_add32(s_sum, p, v)
         f_sum = multiply_add32(f_sum, p, phi)
         e_sum = multiply_add32(e_sum, p, t)
-        r_sum = multiply_add32(r_sum, p, fused32(u, u + phi, -phi))
+        r_sum = multiply_add32(r_sum, p, r)
         ratio_min = min32(ratio_min, ratio)
         x_max = max32(x_max, x[i])
     return p_sum, s_sum, f_sum, e_sum, r_sum, ratio_min, x_max

@@ -57,10 +57,10 @@ from kldcloud.divergence.row_numba import (
     Q6,
     Q7,
     ZERO,
+    entry_terms,
 )
 from kldcloud.divergence.vector_math import (
     add_lanes32,
-    at_least32,
     code_to_float,
     fused32,
     keep32,
@@ -176,24 +176,12 @@ def kept_strip_plain(x, c, start, stop, c0, c_top, a):
     x_max = x[start]
     for i in range(start, stop):
         t = (c[i] - c_top) * a
-        tm = t + MAGIC
-        f = t - (tm - MAGIC)
-        p = fused32(fused32(fused32(fused32(fused32(P6, f, P5), f, P4), f, P3), f, P2), f, P1)
-        p = scale32(fused32(p, f, ONE), tm)
-        ratio = fused32(x[i], LOG2E, -c0) - t
-        v = at_least32(ratio, LOWEST_RATIO)
-        vm = v + MAGIC
-        g = v - (vm - MAGIC)
-        q = fused32(fused32(fused32(fused32(fused32(Q7, g, Q6), g, Q5), g, Q4), g, Q3), g, Q2)
-        s = scale32(ONE, vm)
-        sg = s * g
-        phi = fused32(sg * g, q, fused32(sg - v, LN2, s - ONE))
-        u = v * LN2
+        p, v, phi, r, ratio = entry_terms(x[i], t, c0)
         p_sum = add_lanes32(p_sum, p)
         s_sum = multiply_add32(s_sum, p, v)
         f_sum = multiply_add32(f_sum, p, phi)
         e_sum = multiply_add32(e_sum, p, t)
-        r_sum = multiply_add32(r_sum, p, fused32(u, u + phi, -phi))
+        r_sum = multiply_add32(r_sum, p, r)
         ratio_min = min32(ratio_min, ratio)
         x_max = max32(x_max, x[i])
     return p_sum, s_sum, f_sum, e_sum, r_sum, ratio_min, x_max
