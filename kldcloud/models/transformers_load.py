@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kldcloud.errors import EngineError, FormatError, KldcloudError
+from kldcloud.models.folder_bounds import check_no_layer_left_out, check_weight_count
+from kldcloud.models.folder_files import CONFIG
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.transformers_library import transformers
 from kldcloud.models.transformers_methods import check_method
@@ -41,7 +43,7 @@ def folder_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a fam
         )
     except Exception as error:
         raise EngineError(
-            f"{folder.path}: transformers refuses its config.json: {_first_line(error)}",
+            f"{folder.path}: transformers refuses its config.json: {in_a_line(error)}",
             hint="check the file, and the version of transformers",
         ) from error
 
@@ -61,6 +63,7 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
 
     check_method(folder, options.device, dequantize=options.dequantize)
     config = folder_config(folder)
+    _check_size(folder, config)
     settings: dict[str, Any] = {
         "config": config,
         "dtype": getattr(torch, options.dtype),
@@ -69,6 +72,8 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
         "local_files_only": True,
         "trust_remote_code": False,
         "output_loading_info": True,
+        # Its own refusal says no name; `_check_complete` does.
+        "ignore_mismatched_sizes": True,
     }
     if options.recipe:
         settings["quantization_config"] = recipe_config(options.recipe)
@@ -86,11 +91,8 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
     except torch.OutOfMemoryError as error:
         raise _no_room(folder, offload=options.offload) from error
     except Exception as error:
-        raise EngineError(
-            f"{folder.path}: transformers could not load it: {_first_line(error)}",
-            hint="check the folder, and the versions of torch and transformers",
-        ) from error
-    _check_complete(folder, found)
+        raise _not_loaded(folder, error) from error
+    _check_complete(folder, found, list(model.state_dict()))
     if options.round_activations:
         from kldcloud.models.fp8_activations import round_activations
 
@@ -101,6 +103,20 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
             raise _no_room(folder, offload=True)
         bring_head(model.get_output_embeddings())
     return model.eval()
+
+
+def _check_size(folder: ModelFolder, config: Any) -> None:  # noqa: ANN401
+    """See, on a device without memory, that the configuration is of a model of the files' size."""
+    library = transformers()
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise _not_loaded(folder, error) from error
+    weights = sum(each.numel() for each in model.parameters())
+    check_weight_count(folder.path / CONFIG, weights, folder.tensor_bytes)
 
 
 def _placement(folder: ModelFolder, options: TransformersOptions, dtype: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -131,21 +147,42 @@ def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple
     return model, found
 
 
-def _check_complete(folder: ModelFolder, found: Mapping[str, Sequence[Any]]) -> None:
+def _check_complete(
+    folder: ModelFolder, found: Mapping[str, Sequence[Any]], used: Sequence[str]
+) -> None:
     """See that the folder's tensors are the model's: what is missing would be made up."""
+    for name, stored, wanted in sorted(found.get("mismatched_keys", ())):
+        raise FormatError(
+            f"{folder.path}: {name} is {_shape(stored)}, and by its config.json it would be "
+            f"{_shape(wanted)}",
+            hint="take the config.json that belongs to these weights",
+        )
     missing = sorted(map(str, found.get("missing_keys", ())))
     if missing:
         raise FormatError(
             f"{folder.path}: has no tensor {missing[0]} ({len(missing)} missing)",
             hint="download it again, or take a checkpoint that is whole",
         )
-    for name in sorted(map(str, found.get("unexpected_keys", ()))):
+    unexpected = sorted(map(str, found.get("unexpected_keys", ())))
+    check_no_layer_left_out(folder.path / CONFIG, folder.config, unexpected, used)
+    for name in unexpected:
         if name.endswith(_BELONGS_TO_WEIGHTS):
             raise FormatError(
                 f"{folder.path}: {name} would not be used: its config.json does not say how the "
                 "weights are quantised",
                 hint="take the config.json that belongs to these weights",
             )
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _not_loaded(folder: ModelFolder, error: Exception) -> EngineError:
+    return EngineError(
+        f"{folder.path}: transformers could not load it: {in_a_line(error)}",
+        hint="check the folder, and the versions of torch and transformers",
+    )
 
 
 def _no_room(folder: ModelFolder, *, offload: bool) -> EngineError:
@@ -160,6 +197,7 @@ def _no_room(folder: ModelFolder, *, offload: bool) -> EngineError:
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = [each.strip() for each in str(error).splitlines() if each.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def in_a_line(error: Exception) -> str:
+    words = " ".join(str(error).split())[:300]
+    # What was looked up and not found is all that such an error says.
+    return f"{type(error).__name__}: {words}" if isinstance(error, KeyError) or not words else words
