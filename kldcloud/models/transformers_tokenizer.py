@@ -84,12 +84,14 @@ class TransformersTokenizer:
         }
 
     def chat_template(self) -> str:
-        """The template that renders conversations.
+        """The template that renders conversations; where it has several by name, the default.
 
         Raises:
             FormatError: if there is none.
         """
         template = self._tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
         if not isinstance(template, str) or not template.strip():
             raise no_chat_template(self._path)
         return template

@@ -119,6 +119,21 @@ def test_a_tokenizer_that_is_none_is_refused_in_one_line(folder: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("others", [[], [{"name": "default", "template": "plain"}]])
+def test_of_several_chat_templates_the_default_is_taken(
+    folder: Path, others: list[dict[str, str]]
+) -> None:
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "tool_use", "template": "for tools"}, *others]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    tokenizer = TransformersTokenizer(folder)
+    if others:
+        assert tokenizer.chat_template() == "plain"
+        return
+    with pytest.raises(FormatError, match="has no chat template"):
+        tokenizer.chat_template()
+
+
 def test_a_model_without_a_chat_template_is_named(folder: Path) -> None:
     with pytest.raises(FormatError, match="has no chat template"):
         TransformersTokenizer(folder).chat_template()
