@@ -179,9 +179,11 @@ def _shape(sizes: Sequence[int]) -> str:
 
 
 def _not_loaded(folder: ModelFolder, error: Exception) -> EngineError:
+    hint = "check the folder, and the versions of torch and transformers"
+    if "attn_implementation" in str(error):
+        hint = "set engine.transformers.attention: eager"
     return EngineError(
-        f"{folder.path}: transformers could not load it: {in_a_line(error)}",
-        hint="check the folder, and the versions of torch and transformers",
+        f"{folder.path}: transformers could not load it: {in_a_line(error)}", hint=hint
     )
 
 
