@@ -10,6 +10,7 @@ from kldcloud.models.gguf_header import GgufHeader
 from kldcloud.models.model_folder import ModelFolder
 
 _LENGTHS: Final = ("max_position_embeddings", "n_positions")
+_TABLES: Final = (".wpe.weight", ".embed_positions.weight")
 _SCALINGS: Final = ("rope_scaling", "rope_parameters")
 
 
@@ -24,6 +25,15 @@ def trained_context(header: GgufHeader | ModelFolder) -> int | None:
     outer, inner = header.config, header.config.get("text_config")
     found = (_of_config(each) for each in (inner, outer) if isinstance(each, dict))
     return next((each for each in found if each is not None), None)
+
+
+def learned_positions(header: GgufHeader | ModelFolder) -> int | None:
+    """Rows of a model's table of positions, beyond which it has none; None if it has no table."""
+    if isinstance(header, GgufHeader):
+        table = header.tensors.get("position_embd.weight")
+        return table.shape[-1] if table else None
+    rows = (each.shape[0] for each in header.tensors if each.name.endswith(_TABLES))
+    return next(rows, None)
 
 
 def _of_gguf(header: GgufHeader) -> int | None:

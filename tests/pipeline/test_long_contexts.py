@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from kldcloud.errors import UserError
 from kldcloud.estimate.sweep import estimate_sweep
+from kldcloud.models.gguf_header import TensorInfo, read_gguf_header
+from kldcloud.models.model_folder import read_model_folder
+from kldcloud.models.safetensors_header import read_safetensors_header
+from kldcloud.pipeline.found import Found, check_positions
 from kldcloud.pipeline.long_contexts import warn_of_long_contexts
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
 from tests.model_folders import folder_of
 from tests.pipeline.sweeps import Notes, corpus, facts, sweep
+from tests.tiny_folders import write_folder
 from tests.tiny_models import CONTEXT, tiny_pair
 
 BEYOND = (
@@ -59,3 +68,24 @@ def test_each_length_has_a_line_of_its_own_and_silence_is_no_length() -> None:
     warn_of_long_contexts({"text": 100, "short-text": 32}, trained, notes)
     said = [(each.split(" has ")[0], each.split(": ")[1].split(";")[0]) for each in notes.warnings]
     assert said == [("corpus text", "shorter"), ("corpus text", "short")]
+
+
+@pytest.mark.parametrize("gguf_file", [True, False])
+def test_chunks_longer_than_a_table_of_positions_are_refused(
+    gguf_file: bool, tmp_path: Path
+) -> None:
+    if gguf_file:
+        pair = tiny_pair(tmp_path, vocabulary=320, bos=True)
+        header = read_gguf_header(pair.base)
+        table = TensorInfo("position_embd.weight", (64, 100), "F32", 0, 25_600)
+        whole = replace(header, tensors={**header.tensors, table.name: table})
+        found = Found("old", "base.gguf", pair.base, whole)
+    else:
+        save_file({"transformer.wpe.weight": np.zeros((100, 8), np.float32)}, tmp_path / "x")
+        folder = read_model_folder(write_folder(tmp_path / "model"))
+        (position,) = read_safetensors_header(tmp_path / "x").tensors.values()
+        whole_folder = replace(folder, tensors=(*folder.tensors, position))
+        found = Found("old", "model", folder.path, whole_folder)
+    with pytest.raises(UserError, match=r"corpus text has chunks of 101 .* table of 100 positions"):
+        check_positions({"short": 8, "text": 101}, [found])
+    check_positions({"text": 100}, [found])
