@@ -39,11 +39,11 @@ def report(
     ] = False,
 ) -> None:
     """Show a run's results; of a distillation, what it gained and the sweep that measured it."""
-    from kldcloud.cli.terminal import stdout_console
+    from kldcloud.cli.terminal import errors, stdout_console
     from kldcloud.pipeline.qad_runs import find_reported
     from kldcloud.pipeline.runs import read_profiles, read_summary, read_worst
     from kldcloud.report.html import FIGURE_FORMATS, render_html
-    from kldcloud.report.llama_text import render_llama
+    from kldcloud.report.llama_text import order_notes, render_llama
     from kldcloud.report.markdown import render_markdown
     from kldcloud.report.pair_text import render_pair
     from kldcloud.report.render import render
@@ -65,6 +65,8 @@ def report(
         print_table(summary, stdout_console())
     elif format == "llama":
         typer.echo(render_llama(summary, candidate, corpus), nl=False)
+        for note in order_notes(summary, corpus):
+            errors.print(note, style="dim", markup=False)
     elif format in FIGURE_FORMATS:
         _print_figure(summary, cast("FigureFormat", format), corpus)
     elif format == "html":

@@ -21,6 +21,7 @@ MOST_CONVERSATIONS: Final = 1 << 20
 MOST_LINE_CHARACTERS: Final = 1 << 22
 MOST_MESSAGES: Final = 1 << 12
 _LONGEST_ROLE: Final = 64
+_MARK: Final = "\ufeff"
 
 _SHAREGPT_ROLES: Final[Mapping[str, str]] = {
     "human": "user",
@@ -93,8 +94,11 @@ def read_conversations(text: str) -> Iterator[Conversation]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines. JSON allows characters that `splitlines` takes for the end of one."""
-    start, number = 0, 0
+    """Numbered lines. JSON allows characters that `splitlines` takes for the end of one.
+
+    The byte order mark that some editors begin a file with is none of the first line's.
+    """
+    start, number = len(_MARK) if text.startswith(_MARK) else 0, 0
     while start < len(text):
         number += 1
         end = text.find("\n", start)

@@ -46,8 +46,9 @@ def forecast(rule: Rule, chunk_means: Floats, sizes: Sequence[int], of: int) -> 
     What n chunks will show is predicted from the p of the pilot as if every pair were as far apart,
     and every mean as scattered, as there. A difference of means of n > p chunks, p of them the
     pilot's, is then normal around the pilot's with variance ``s**2 (1 / p - 1 / n)``, and the
-    logarithm of s itself around the pilot's with ``(kurtosis - 1) / 4 (1 / p - 1 / n)``. Where a
-    few chunks stand out, a small pilot has not seen them, and says too little.
+    logarithm of s itself around the pilot's with ``(kurtosis - 1) / 4 (1 / p - 1 / n)``. That of
+    n < p of the pilot's is too, with the sign of both turned. Where a few chunks stand out, a small
+    pilot has not seen them, and says too little.
 
     Args:
         rule: when to stop.
@@ -93,7 +94,7 @@ class _Pilot:
         from scipy.special import ndtri
 
         count, seen = boundary.counts[at], self._differences
-        drift = float(ndtri(luck)) * math.sqrt(max(0.0, 1 / self._chunks - 1 / count))
+        drift = float(ndtri(luck)) * math.sqrt(abs(1 / self._chunks - 1 / count))
         sign = np.where(seen.value < 0, -1.0, 1.0)
         value = np.maximum(0.0, sign * seen.value + drift * seen.spread)
         p = sequential_p(value, seen.spread / math.sqrt(count), sign * seen.skew, boundary, at)
@@ -104,7 +105,7 @@ class _Pilot:
 
         assert rule.half_width is not None  # noqa: S101 - no such rule without one
         count, seen = boundary.counts[at], self._means
-        drift = float(ndtri(luck)) * math.sqrt(max(0.0, 1 / self._chunks - 1 / count))
+        drift = float(ndtri(luck)) * math.sqrt(abs(1 / self._chunks - 1 / count))
         spread = seen.spread * np.exp(-drift * seen.doubt)
         level = boundary.nominal(1 - rule.confidence, at)
         low, high = bounds(seen.value, spread / math.sqrt(count), seen.skew, count, level)

@@ -12,6 +12,7 @@ from kldcloud.estimate.files import PlannedBase, PlannedModel, at_hand, model_he
 from kldcloud.models.ggml_types import BITS
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
+from kldcloud.models.trained_context import trained_context
 from kldcloud.models.transformers_head import TYPE_NAMES
 from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
 from kldcloud.pipeline.model_files import FolderModel, KldBase, Model
@@ -60,7 +61,8 @@ def prepared_base(job: SweepJob, base: Model | KldBase, how: Evaluation) -> Plan
     if isinstance(base, KldBase):
         file = PlannedModel(base.name, source, base.header.expected_bytes, here=True)
         return PlannedBase(file, base.header.n_vocab, None, None, kld=True)
-    file = PlannedModel(base.name, source, base.bytes, here=True)
+    most = base.trained_context
+    file = PlannedModel(base.name, source, base.bytes, here=True, trained_context=most)
     if isinstance(base, FolderModel):
         return _base_of_folder(file, base.folder, how)
     return _base_of(file, base.header, base.path)
@@ -128,15 +130,22 @@ def _base_here(spec: BaseSpec, uri: SourceUri, how: Evaluation) -> PlannedBase |
         return PlannedBase(file, kld.n_vocab, None, None, kld=True, path=path)
     if path.is_dir():
         folder = read_model_folder(path)
-        file = PlannedModel(spec.display_name, uri, folder.tensor_bytes, here=True)
+        file = _file_here(spec, uri, folder.tensor_bytes, folder)
         return _base_of_folder(file, folder, how)
     header = read_gguf_header(path)
-    file = PlannedModel(spec.display_name, uri, header.file_bytes, here=True)
+    file = _file_here(spec, uri, header.file_bytes, header)
     if spec.convert is not None:
         header = _converted(header, spec.convert)
         size = int(header.parameters * BITS[spec.convert] / 8)
         file = replace(file, size=size)
     return _base_of(file, header, path)
+
+
+def _file_here(
+    spec: BaseSpec, uri: SourceUri, size: int, header: GgufHeader | ModelFolder
+) -> PlannedModel:
+    most = trained_context(header)
+    return PlannedModel(spec.display_name, uri, size, here=True, trained_context=most)
 
 
 def _base_of(file: PlannedModel, header: GgufHeader, path: Path) -> PlannedBase:

@@ -9,6 +9,7 @@ from kldcloud.estimate.files import PlannedBase, PlannedModel, model_here
 from kldcloud.models.ggml_types import BITS
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import read_model_folder
+from kldcloud.models.trained_context import trained_context
 from kldcloud.pipeline.found import check_quants
 from kldcloud.pipeline.model_files import recipe_bytes
 from kldcloud.spec.job import CandidateSpec, SweepJob
@@ -38,7 +39,8 @@ def _candidate(spec: CandidateSpec, base: PlannedBase) -> PlannedModel:
             size = _recipe_size(base, RECIPES[quant])
         elif size is None and base.weights is not None:
             size = _quantised_size(base, base.weights, quant)
-        return PlannedModel(name, None, size, here=False)
+        most = base.file.trained_context
+        return PlannedModel(name, None, size, here=False, trained_context=most)
     path = model_here(spec.model)
     if path is None:
         if size is None and spec.model.scheme == "file":
@@ -55,7 +57,7 @@ def _candidate(spec: CandidateSpec, base: PlannedBase) -> PlannedModel:
             hint="only models with the base's tokenizer can be compared with it",
         )
     size = header.file_bytes if isinstance(header, GgufHeader) else header.tensor_bytes
-    return PlannedModel(name, spec.model, size, here=True)
+    return PlannedModel(name, spec.model, size, here=True, trained_context=trained_context(header))
 
 
 def _recipe_size(base: PlannedBase, recipe: Recipe) -> int | None:

@@ -24,12 +24,15 @@ class PlannedModel:
         uri: where it comes from; None for one that is quantised from the base.
         size: bytes, or None if nothing says.
         here: whether it is on this machine.
+        trained_context: the longest context that it was trained for, in tokens; None where it is
+            not here or does not say.
     """
 
     name: str
     uri: SourceUri | None
     size: int | None
     here: bool
+    trained_context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from kldcloud.estimate.numbers import Rate, SweepEstimate
 from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
 from kldcloud.estimate.texts import planned_corpora, planned_imatrices, prepared_corpora
 from kldcloud.models.engines import load_engine
+from kldcloud.pipeline.long_contexts import warn_of_long_contexts
 from kldcloud.pipeline.machines import this_node
 from kldcloud.pipeline.model_files import KldBase, Model
 from kldcloud.pipeline.options import Engines, engines
@@ -70,6 +71,11 @@ def estimate_sweep(
         corpora = planned_corpora(job, base, progress)
     candidates = planned_candidates(job, base)
     imatrices = planned_imatrices(job, base, progress)
+    warn_of_long_contexts(
+        {each.name: each.context for each in corpora},
+        {each.name: each.trained_context for each in (base.file, *candidates)},
+        progress,
+    )
     chunks = sum(each.chunks for each in corpora)
     price = price_of(cluster)
     if cluster.remote:

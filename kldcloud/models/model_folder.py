@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.bounded_json import read_json_object
+from kldcloud.models.folder_bounds import check_layer_counts
 from kldcloud.models.folder_config import read_folder_config
 from kldcloud.models.folder_files import CONFIG, WEIGHTS, FolderFiles, choose_files, is_shard
 from kldcloud.models.regular_file import DOWNLOAD_AGAIN
@@ -112,6 +113,8 @@ def read_model_folder(path: Path) -> ModelFolder:
     shards = _shards(path, chosen)
     headers = {name: read_safetensors_header(path / name) for name in shards}
     _check_shards(path, shards, headers)
+    tensors = tuple(each for header in headers.values() for each in header.tensors.values())
+    check_layer_counts(path / CONFIG, config.values, tensors)
     head = _find_head(path, headers, tied=config.tied_embeddings)
     _check_head(path, config.vocabulary_sizes, head)
     sizes = (head.tensor.shape[0],) if head else config.vocabulary_sizes
@@ -136,7 +139,7 @@ def read_model_folder(path: Path) -> ModelFolder:
         files=tuple(sorted((CONFIG, *index, *chosen.tokenizer, *shards))),
         weight_files=tuple(path / name for name in shards),
         tensor_bytes=sum(header.tensor_bytes for header in headers.values()),
-        tensors=tuple(each for header in headers.values() for each in header.tensors.values()),
+        tensors=tensors,
         head=head,
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kldcloud.errors import EngineError, FormatError, KldcloudError
+from kldcloud.models.folder_bounds import check_no_layer_left_out, check_weight_count
+from kldcloud.models.folder_files import CONFIG
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.transformers_library import transformers
 from kldcloud.models.transformers_methods import check_method
@@ -41,7 +43,7 @@ def folder_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a fam
         )
     except Exception as error:
         raise EngineError(
-            f"{folder.path}: transformers refuses its config.json: {_first_line(error)}",
+            f"{folder.path}: transformers refuses its config.json: {in_a_line(error)}",
             hint="check the file, and the version of transformers",
         ) from error
 
@@ -68,6 +70,7 @@ def load_transformers(
 
     check_method(folder, options.device, dequantize=options.dequantize)
     config = folder_config(folder)
+    _check_size(folder, config)
     settings: dict[str, Any] = {
         "config": config,
         "dtype": getattr(torch, options.dtype),
@@ -76,11 +79,16 @@ def load_transformers(
         "local_files_only": True,
         "trust_remote_code": False,
         "output_loading_info": True,
+        # Its own refusal says no name; `_check_complete` does.
+        "ignore_mismatched_sizes": True,
     }
     if options.recipe:
         settings["quantization_config"] = recipe_config(options.recipe)
     if options.device != "cpu":
-        settings |= _placement(folder, options, settings["dtype"], workspace)
+        if options.offload:
+            settings |= offload_settings(folder, settings["dtype"], workspace)
+        else:
+            settings["device_map"] = options.device
     try:
         if options.dequantize:
             model, found = _from_dequantized(folder, settings)
@@ -93,11 +101,8 @@ def load_transformers(
     except torch.OutOfMemoryError as error:
         raise _no_room(folder, offload=options.offload) from error
     except Exception as error:
-        raise EngineError(
-            f"{folder.path}: transformers could not load it: {_first_line(error)}",
-            hint="check the folder, and the versions of torch and transformers",
-        ) from error
-    _check_complete(folder, found)
+        raise _not_loaded(folder, error) from error
+    _check_complete(folder, found, list(model.state_dict()))
     if options.round_activations:
         from kldcloud.models.fp8_activations import round_activations
 
@@ -110,17 +115,18 @@ def load_transformers(
     return model.eval()
 
 
-def _placement(
-    folder: ModelFolder,
-    options: TransformersOptions,
-    dtype: Any,  # noqa: ANN401
-    workspace: int,
-) -> dict[str, Any]:
-    return (
-        offload_settings(folder, dtype, workspace)
-        if options.offload
-        else {"device_map": options.device}
-    )
+def _check_size(folder: ModelFolder, config: Any) -> None:  # noqa: ANN401
+    """See, on a device without memory, that the configuration is of a model of the files' size."""
+    library = transformers()
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise _not_loaded(folder, error) from error
+    weights = sum(each.numel() for each in model.parameters())
+    check_weight_count(folder.path / CONFIG, weights, folder.tensor_bytes)
 
 
 def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -147,21 +153,44 @@ def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple
     return model, found
 
 
-def _check_complete(folder: ModelFolder, found: Mapping[str, Sequence[Any]]) -> None:
+def _check_complete(
+    folder: ModelFolder, found: Mapping[str, Sequence[Any]], used: Sequence[str]
+) -> None:
     """See that the folder's tensors are the model's: what is missing would be made up."""
+    for name, stored, wanted in sorted(found.get("mismatched_keys", ())):
+        raise FormatError(
+            f"{folder.path}: {name} is {_shape(stored)}, and by its config.json it would be "
+            f"{_shape(wanted)}",
+            hint="take the config.json that belongs to these weights",
+        )
     missing = sorted(map(str, found.get("missing_keys", ())))
     if missing:
         raise FormatError(
             f"{folder.path}: has no tensor {missing[0]} ({len(missing)} missing)",
             hint="download it again, or take a checkpoint that is whole",
         )
-    for name in sorted(map(str, found.get("unexpected_keys", ()))):
+    unexpected = sorted(map(str, found.get("unexpected_keys", ())))
+    check_no_layer_left_out(folder.path / CONFIG, folder.config, unexpected, used)
+    for name in unexpected:
         if name.endswith(_BELONGS_TO_WEIGHTS):
             raise FormatError(
                 f"{folder.path}: {name} would not be used: its config.json does not say how the "
                 "weights are quantised",
                 hint="take the config.json that belongs to these weights",
             )
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _not_loaded(folder: ModelFolder, error: Exception) -> EngineError:
+    hint = "check the folder, and the versions of torch and transformers"
+    if "attn_implementation" in str(error):
+        hint = "set engine.transformers.attention: eager"
+    return EngineError(
+        f"{folder.path}: transformers could not load it: {in_a_line(error)}", hint=hint
+    )
 
 
 def _no_room(folder: ModelFolder, *, offload: bool) -> EngineError:
@@ -176,6 +205,7 @@ def _no_room(folder: ModelFolder, *, offload: bool) -> EngineError:
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = [each.strip() for each in str(error).splitlines() if each.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def in_a_line(error: Exception) -> str:
+    words = " ".join(str(error).split())[:300]
+    # What was looked up and not found is all that such an error says.
+    return f"{type(error).__name__}: {words}" if isinstance(error, KeyError) or not words else words

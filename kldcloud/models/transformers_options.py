@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from kldcloud.models.transformers_library import (
     cpu_instructions,
@@ -17,6 +18,9 @@ from kldcloud.models.transformers_recipes import recipe_library
 NAME: Final = "transformers"
 AUTO: Final = "auto"
 DTYPES: Final = ("float32", "bfloat16", "float16")
+_CAP: Final = "attn_logit_softcapping"
+_CAP_BY_DEFAULT: Final = ("gemma2", "gemma2_text", "vaultgemma")
+"""Model types whose configuration has one where the file says nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +93,17 @@ def resolved_dtype(asked: str, stored: str, device: str) -> str:
     if asked != AUTO:
         return asked
     return stored if device != "cpu" and stored in DTYPES else "float32"
+
+
+def resolved_attention(asked: str, config: Mapping[str, Any]) -> str:
+    """The implementation of attention that computes what a model is.
+
+    Args:
+        asked: sdpa or eager.
+        config: its config.json. Where that caps the logits of attention (Gemma 2), it is eager:
+            transformers' sdpa leaves the cap out, and says nothing (5.17.0).
+    """
+    inner = config.get("text_config")
+    said = {**config, **(inner if isinstance(inner, dict) else {})}
+    default = said.get("model_type") in _CAP_BY_DEFAULT
+    return "eager" if said.get(_CAP, default) else asked

@@ -15,6 +15,7 @@ from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.token_bytes import token_bytes
 from kldcloud.models.tokenizer import no_chat_template
 from kldcloud.models.transformers_library import transformers
+from kldcloud.models.transformers_load import folder_config, in_a_line
 
 _PROBE: Final = "a"
 _NAMED: Final = ("bos", "eos", "unk", "pad")
@@ -83,12 +84,14 @@ class TransformersTokenizer:
         }
 
     def chat_template(self) -> str:
-        """The template that renders conversations.
+        """The template that renders conversations; where it has several by name, the default.
 
         Raises:
             FormatError: if there is none.
         """
         template = self._tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
         if not isinstance(template, str) or not template.strip():
             raise no_chat_template(self._path)
         return template
@@ -129,9 +132,10 @@ def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - untyped package
     except UserError:
         raise
     except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
+        # It reads the config.json as well: an error there is none of the tokenizer's.
+        folder_config(folder)
         raise FormatError(
-            f"{folder.path}: transformers could not load its tokenizer: {lines[0][:300]}",
+            f"{folder.path}: transformers could not load its tokenizer: {in_a_line(error)}",
             hint="the folder needs tokenizer.json, or the files that one is made from",
         ) from error
 
@@ -141,17 +145,20 @@ def _vocabulary(folder: ModelFolder, tokenizer: Any) -> Vocabulary:  # noqa: ANN
     added = tokenizer(_PROBE, add_special_tokens=True)["input_ids"]
     if len(plain) == len(added):
         return Vocabulary(folder.vocabulary_size, add_bos=False, bos=-1)
-    if added[-len(plain) :] != plain:
+    put = added[: len(added) - len(plain)]
+    if added[len(put) :] != plain:
         raise UserError(
             f"{folder.path}: its tokenizer appends an end-of-text token: chunks cannot be cut "
             "from it",
             hint="set add_eos_token to false in tokenizer_config.json",
         )
     bos = tokenizer.bos_token_id
-    if bos is None or added[: -len(plain)] != [bos]:
+    if bos is None or put != [bos]:
+        begins = "".join(map(str, tokenizer.convert_ids_to_tokens(put)))
+        names = "no BOS token" if bos is None else f"{str(tokenizer.bos_token)[:80]!r} as BOS"
         raise FormatError(
-            f"{folder.path}: its tokenizer puts {len(added) - len(plain)} tokens before a text, "
-            "and they are not the BOS token that tokenizer_config.json names",
+            f"{folder.path}: its tokenizer begins a text with {begins[:80]!r}, and its "
+            f"tokenizer_config.json names {names}",
             hint="correct bos_token there",
         )
     return Vocabulary(folder.vocabulary_size, add_bos=True, bos=int(bos))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from kldcloud.errors import FormatError, UserError
 from kldcloud.models.folder_digest import tokenizer_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
+from kldcloud.models.trained_context import learned_positions
 from kldcloud.pipeline.imatrices import FoundImatrix, find_imatrix
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
@@ -174,3 +175,26 @@ def check_vocabularies(base: Found, candidates: Sequence[Found]) -> None:
                 f"{candidate.vocabulary:,}, the base {base.vocabulary:,}",
                 hint="only models with the base's tokenizer can be compared with it",
             )
+
+
+def check_positions(contexts: Mapping[str, int], models: Sequence[Found]) -> None:
+    """See that models with a table of positions have one for every token of a chunk.
+
+    Args:
+        contexts: tokens a chunk, by corpus.
+        models: that read them.
+
+    Raises:
+        UserError: one has not; llama.cpp would end its process.
+    """
+    for model in models:
+        if isinstance(model.header, KldHeader):
+            continue
+        most = learned_positions(model.header)
+        for corpus, context in contexts.items():
+            if most is not None and most < context:
+                raise UserError(
+                    f"corpus {corpus} has chunks of {context:,} tokens, and "
+                    f"{model.name} ({model.path}) a table of {most:,} positions",
+                    hint=f"set its context to {most} or less",
+                )

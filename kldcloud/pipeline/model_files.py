@@ -11,6 +11,7 @@ from kldcloud.models.folder_digest import folder_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.quantize import quantized
+from kldcloud.models.trained_context import trained_context
 from kldcloud.pipeline.progress import Progress
 from kldcloud.spec.recipes import RECIPES, Recipe
 from kldcloud.staging.kld_file import KldHeader
@@ -56,6 +57,11 @@ class ModelFile:
     def bits_per_weight(self) -> float:
         """Stored bits a weight over all tensors."""
         return self.header.bits_per_weight
+
+    @property
+    def trained_context(self) -> int | None:
+        """The longest context that it was trained for, in tokens; None where nothing says."""
+        return trained_context(self.header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,11 @@ class FolderModel:
         """Stored bits a weight over all tensors; None where their number is not known."""
         parameters = self.parameters
         return 8 * self.bytes / parameters if parameters else None
+
+    @property
+    def trained_context(self) -> int | None:
+        """The longest context that it was trained for, in tokens; None where nothing says."""
+        return trained_context(self.folder)
 
 
 @dataclass(frozen=True, slots=True)

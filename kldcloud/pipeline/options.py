@@ -10,7 +10,12 @@ from kldcloud.errors import UserError
 from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.transformers_methods import DEQUANTIZED, check_method, unpacked_to
-from kldcloud.models.transformers_options import AUTO, TransformersOptions, resolved_dtype
+from kldcloud.models.transformers_options import (
+    AUTO,
+    TransformersOptions,
+    resolved_attention,
+    resolved_dtype,
+)
 from kldcloud.pipeline.model_files import FolderModel, Model
 from kldcloud.spec.engine import EngineOptions, TransformersSpec
 
@@ -73,7 +78,7 @@ class Engines:
         return TransformersOptions(
             dtype=_dtype(said, model.folder, device),
             device=device,
-            attention=said.attention,
+            attention=resolved_attention(said.attention, model.folder.config),
             head=said.head,
             threads=self.threads,
             recipe=model.recipe,

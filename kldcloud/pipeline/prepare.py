@@ -15,6 +15,7 @@ from kldcloud.pipeline.corpora import ChunkedCorpus, chunked_corpus, corpus_of_f
 from kldcloud.pipeline.found import (
     Found,
     about,
+    check_positions,
     check_quants,
     check_vocabularies,
     find_base,
@@ -168,11 +169,15 @@ def _make_base(
     sources: Sources,
 ) -> tuple[Model | KldBase, tuple[ChunkedCorpus, ...]]:
     """The base and its chunks; the texts come first, for they are refused in seconds."""
+    models = [each for each in (source, *candidates) if each is not None]
     if isinstance(source.header, KldHeader):
         with progress.bar(f"hashing {source.file}", source.header.expected_bytes) as bar:
             digest = model_sha256(source.path, bar.advance)
         kld = KldBase(source.name, source.file, source.path, digest, source.header)
-        return kld, (corpus_of_file(job, kld),)
+        corpus = corpus_of_file(job, kld)
+        check_positions({corpus.name: corpus.context}, models)
+        return kld, (corpus,)
+    check_positions({each.name: each.context for each in job.corpora}, models)
     others: dict[str, Found] = {}
     for each in candidates:
         if each is not None and may_cut_otherwise(source, each):

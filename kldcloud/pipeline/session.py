@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 from kldcloud.corpus.chunks import Shard, shard_size
-from kldcloud.errors import StoreError
+from kldcloud.errors import EngineError, KldcloudError, StoreError
 from kldcloud.models.folder_copy import upload_folder_once
 from kldcloud.models.store_copy import upload_once
 from kldcloud.pipeline.corpora import ChunkedCorpus
@@ -253,7 +253,16 @@ class Session:
         with self._progress.bar("trying hidden states on one chunk", 0):
             found = workers.call(0, "hidden_error", engine, identity, chunk)
         if isinstance(found, Reply):
-            return str(found.error)
+            # Nothing about its states, which would be on record for good.
+            raise _of_base(base.name, found.error)
+        if isinstance(found, str):
+            return found
         if found <= HIDDEN_LIMIT:
             return None
         return f"rebuilt logits are {found:.2g} nats from the engine's, over {HIDDEN_LIMIT:.0e}"
+
+
+def _of_base(name: str, error: KldcloudError | None) -> KldcloudError:
+    if error is None:
+        return EngineError(f"base {name} failed, and nobody knows why")
+    return type(error)(f"base {name}: {error.message}", hint=error.hint)

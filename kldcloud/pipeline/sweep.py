@@ -13,9 +13,10 @@ from kldcloud.models.tokenizer import token_texts
 from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
+from kldcloud.pipeline.long_contexts import warn_of_long_contexts
 from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
-from kldcloud.pipeline.model_files import KldBase
+from kldcloud.pipeline.model_files import KldBase, Model
 from kldcloud.pipeline.options import Engines, engines, uses_gpu
 from kldcloud.pipeline.plan import MIXED, NOT_MIXED, SweepPlan, make_plan
 from kldcloud.pipeline.prepare import PreparedSweep, prepare
@@ -105,6 +106,11 @@ def run_sweep(
     mixed = mixed_engines(nodes, allowed=launched.allow_mixed)
     engine = cluster.engine_for(job.engine)
     prepared = prepare(job, progress, launched.sources, engine)
+    warn_of_long_contexts(
+        {each.name: each.context for each in prepared.corpora},
+        {each.name: each.trained_context for each in _models(prepared)},
+        progress,
+    )
     if prepared.has_ggufs:
         check_layers_on_gpu(engine.n_gpu_layers, nodes, progress)
     if prepared.has_folders:
@@ -236,10 +242,13 @@ def _mixed(
 
 
 def _largest_model(prepared: PreparedSweep, runs: Engines) -> int:
-    models = [*prepared.candidates]
-    if not isinstance(prepared.base, KldBase):
-        models.append(prepared.base)
-    return max(runs.loaded_bytes(model) for model in models)
+    return max(runs.loaded_bytes(model) for model in _models(prepared))
+
+
+def _models(prepared: PreparedSweep) -> list[Model]:
+    """The base, if it is a model, and the candidates."""
+    base = () if isinstance(prepared.base, KldBase) else (prepared.base,)
+    return [*base, *prepared.candidates]
 
 
 def _context(prepared: PreparedSweep) -> float:

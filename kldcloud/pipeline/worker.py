@@ -91,8 +91,14 @@ class SweepWorker:
             self._pulse.rest()
         return Reply(task.key)
 
-    def hidden_error(self, ref: EngineRef, identity: StageIdentity, chunk: bytes) -> float | Reply:
-        """Mean KLD in nats between the engine's logits of a chunk and those rebuilt from states."""
+    def hidden_error(
+        self, ref: EngineRef, identity: StageIdentity, chunk: bytes
+    ) -> float | str | Reply:
+        """Mean KLD in nats between the engine's logits of a chunk and those rebuilt from states.
+
+        Returns:
+            Words if there are no such states; an error if the engine fails without them as well.
+        """
         try:
             tokens = np.frombuffer(chunk, "<i4")
             next_tokens = ChunkShape(identity.context).next_tokens(tokens)
@@ -110,7 +116,14 @@ class SweepWorker:
             self._encoding = None
             return float(statistics.kld.mean())
         except KldcloudError as error:
+            return self._without_states(ref, chunk) or str(error)
+
+    def _without_states(self, ref: EngineRef, chunk: bytes) -> Reply | None:
+        try:
+            self._engine_for(ref).evaluate(np.frombuffer(chunk, "<i4"))
+        except KldcloudError as error:
             return Reply("", error)
+        return None
 
     def _run_stage(self, task: StageTask) -> None:
         identity = task.identity

@@ -33,13 +33,15 @@ def _stopped(stop: Stop, quote: Quote) -> str:
     if stop.when == "precise" and stop.half_width is not None:
         what += f" to {100 * stop.half_width:g} %"
     sure = f"with {100 * stop.confidence:g} % confidence whenever one stops"
-    if stop.settled:
-        return (
-            f"{what} is settled {sure}: stopped after {stop.chunks:,} of {stop.of:,} chunks, "
-            f"{100 * stop.saved:.0f} % saved."
-        )
     # Runs that are compared with one another may all have stopped, each for its own candidates.
     by = f"all {stop.of:,}" if stop.chunks == stop.of else f"{stop.chunks:,} of {stop.of:,}"
+    if stop.settled and stop.chunks == stop.of:
+        return f"{what} is settled {sure} by {by} chunks."
+    if stop.settled:
+        return (
+            f"{what} is settled {sure}: stopped after {by} chunks, taken in a pseudo-random order; "
+            f"{100 * stop.saved:.0f} % saved."
+        )
     text = f"{what} is not settled {sure} by {by} chunks"
     if stop.when == "ranked" and stop.undecided:
         better, worse = stop.undecided[0]

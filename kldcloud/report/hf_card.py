@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from kldcloud.errors import UserError
 from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows
+from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.differences import comparisons, undecided_note
 from kldcloud.report.escaping import printable
 from kldcloud.report.markdown_tables import NAME_SHOWN, code_name, corpus_lines, macro_lines
@@ -107,6 +108,9 @@ def _section(summary: Summary) -> Iterator[str]:
         yield ""
         yield from corpus_lines(table)
         yield ""
+        for note in corpus_notes(summary, table.corpus.name, code_name):
+            yield note
+            yield ""
         comparison = compared.get(table.corpus.name)
         if comparison and (open_pairs := undecided_note(comparison, code_name)):
             yield open_pairs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kldcloud.errors import UserError
 from kldcloud.report.escaping import printable
 from kldcloud.report.known_names import check_known
@@ -41,6 +43,21 @@ def render_llama(summary: Summary, candidate: str | None = None, corpus: str | N
         f"{_text(measurement)}"
         for measurement in chosen
     )
+
+
+def order_notes(summary: Summary, corpus: str | None = None) -> Iterator[str]:
+    """What to know before the blocks are held against those of llama.cpp's own tool.
+
+    Args:
+        summary: the run.
+        corpus: only this corpus; None for all.
+    """
+    for stop in summary.stops:
+        if corpus in {None, stop.corpus} and stop.chunks < stop.of:
+            yield (
+                f"{printable(stop.corpus)}: {stop.chunks:,} chunks of {stop.of:,} in a "
+                f"pseudo-random order; llama-perplexity --chunks {stop.chunks} takes others"
+            )
 
 
 def _text(measurement: Measurement) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kldcloud.report.across_corpora import MACRO, macro_note, macro_rows
+from kldcloud.report.corpus_notes import corpus_notes
 from kldcloud.report.differences import comparisons, undecided_note
 from kldcloud.report.escaping import reddit_text
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note, run_warnings
@@ -45,6 +46,7 @@ def _paragraphs(summary: Summary) -> Iterator[str]:
     for table in corpus_tables(summary):
         yield f"On {_name(table.corpus.name)}, {corpus_note(table)}:"
         yield _corpus(table)
+        yield from corpus_notes(summary, table.corpus.name, _name)
         comparison = compared.get(table.corpus.name)
         if comparison and (open_pairs := undecided_note(comparison, _name)):
             yield open_pairs

@@ -35,6 +35,7 @@ def test_each_line_is_a_conversation_with_its_number() -> None:
     ]
     assert list(read_conversations(text.rstrip("\n"))) == list(read_conversations(text))
     assert list(read_conversations(text.replace("\n", "\r\n"))) == list(read_conversations(text))
+    assert list(read_conversations(f"\ufeff{text}")) == list(read_conversations(text))
 
 
 def test_a_line_ends_at_a_newline_and_at_nothing_else() -> None:

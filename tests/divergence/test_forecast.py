@@ -68,6 +68,22 @@ def test_a_pilot_of_the_whole_text_foretells_what_was_decided(rule: Rule) -> Non
         assert found.settles == decision.settled
 
 
+@pytest.mark.parametrize(
+    ("rule", "levels"), [(RANKED, (1, 1.08)), (RANKED, (1, 1.06, 1.15)), (PRECISE, (1, 2))]
+)
+def test_a_pilot_larger_than_what_is_needed_leaves_the_order_to_chance(
+    rule: Rule, levels: tuple[float, ...]
+) -> None:
+    rng = np.random.default_rng(9)
+    (text,) = light(rng, 1, levels, 580)
+    found = foretold(rule, text)
+    counts = [used(rule, text[:, rng.permutation(580)]) for _ in range(100)]
+    within = np.mean([found.low <= count <= found.high for count in counts])
+    sys.stdout.write(f"{found}; used {np.median(counts):.0f}, within {within:.0%}\n")
+    assert found.high < 580
+    assert within > 0.7
+
+
 def test_equal_candidates_are_foretold_to_take_all() -> None:
     text = np.repeat(light(np.random.default_rng(3), 1, (1,), 30)[0], 2, axis=0)
     found = foretold(RANKED, text)

@@ -33,7 +33,12 @@ from kldcloud.models import transformers_engine
 from kldcloud.models.engine import ChunkOutput
 from kldcloud.models.engines import load_engine
 from kldcloud.models.llama_engine import LlamaOptions
-from kldcloud.models.transformers_options import TransformersOptions, resolved_dtype
+from kldcloud.models.model_folder import read_model_folder
+from kldcloud.models.transformers_options import (
+    TransformersOptions,
+    resolved_attention,
+    resolved_dtype,
+)
 from kldcloud.staging.folder_head import read_base_head
 from kldcloud.staging.head import NOTHING_AFTER
 from kldcloud.staging.states import pack_states, unpack_states
@@ -187,6 +192,36 @@ def test_what_a_family_does_to_its_logits_is_done(tmp_path: Path, gguf: Path, wh
     assert found.hidden is not None
     head.logits(found.hidden, out=rebuilt)
     assert rebuilt.tobytes() == found.logits.tobytes()
+
+
+def test_attention_that_is_capped_is_run_by_what_caps_it(tmp_path: Path, gguf: Path) -> None:
+    capped = Gemma2Config(**SMALL, head_dim=16, attn_logit_softcapping=0.01, sliding_window=16)
+    path = made(tmp_path / "capped", Gemma2ForCausalLM, capped, gguf)
+    attention = resolved_attention("sdpa", read_model_folder(path).config)
+    found = evaluated(path, tokens(32), TransformersOptions("float32", attention=attention))
+    # A cap of next to nothing makes all weights of attention equal, as queries of zeros do.
+    tensors = load_file(path / "model.safetensors")
+    for name in tensors:
+        if name.endswith("q_proj.weight"):
+            tensors[name] *= 0
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    level = evaluated(path, tokens(32), PLAIN)
+    assert np.abs(found.logits - level.logits).max() < 0.01 * np.abs(level.logits).max()
+
+
+@pytest.mark.parametrize(
+    ("config", "attention"),
+    [
+        ({"model_type": "llama"}, "sdpa"),
+        ({"model_type": "gemma2"}, "eager"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": None}, "sdpa"),
+        ({"model_type": "gemma3", "attn_logit_softcapping": 50.0}, "eager"),
+        ({"model_type": "any", "text_config": {"attn_logit_softcapping": 50.0}}, "eager"),
+    ],
+)
+def test_a_cap_on_attention_is_looked_for(config: dict[str, Any], attention: str) -> None:
+    assert resolved_attention("sdpa", config) == attention
+    assert resolved_attention("eager", config) == "eager"
 
 
 def test_logits_that_are_not_understood_are_refused_and_can_be_taken_as_they_are(

@@ -95,7 +95,7 @@ def test_what_is_put_before_a_text_must_be_bos(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text()) | {"bos_token": "</s>"}
     path.write_text(json.dumps(settings))
-    with pytest.raises(FormatError, match=r"not the BOS token that tokenizer_config\.json names"):
+    with pytest.raises(FormatError, match=r"begins a text with '<s>', .* names '</s>' as BOS"):
         TransformersTokenizer(folder)
 
 
@@ -117,6 +117,21 @@ def test_a_tokenizer_that_is_none_is_refused_in_one_line(folder: Path) -> None:
     with pytest.raises(FormatError, match="could not load its tokenizer") as caught:
         TransformersTokenizer(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("others", [[], [{"name": "default", "template": "plain"}]])
+def test_of_several_chat_templates_the_default_is_taken(
+    folder: Path, others: list[dict[str, str]]
+) -> None:
+    path = folder / "tokenizer_config.json"
+    named = [{"name": "tool_use", "template": "for tools"}, *others]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    tokenizer = TransformersTokenizer(folder)
+    if others:
+        assert tokenizer.chat_template() == "plain"
+        return
+    with pytest.raises(FormatError, match="has no chat template"):
+        tokenizer.chat_template()
 
 
 def test_a_model_without_a_chat_template_is_named(folder: Path) -> None:

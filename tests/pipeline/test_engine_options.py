@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,20 @@ def test_activations_are_rounded_of_fp8_alone(pair: TinyPair, tmp_path: Path) ->
         assert isinstance(found, TransformersOptions)
         assert found.round_activations is rounded
         assert ("activations" in found.fingerprint()) is rounded
+
+
+def test_the_model_decides_on_attention_where_only_one_kind_computes_it(
+    pair: TinyPair, tmp_path: Path
+) -> None:
+    folder = folder_of(pair.base, tmp_path / "hf")
+    path = folder / "config.json"
+    runs = engines(EngineOptions(), threads=1)
+    for cap, attention in ((None, "sdpa"), (50.0, "eager")):
+        config = json.loads(path.read_text()) | {"attn_logit_softcapping": cap}
+        path.write_text(json.dumps(config))
+        settings = runs.of(folder_model("capped", "hf", folder, Notes()))
+        assert isinstance(settings, TransformersOptions)
+        assert settings.fingerprint()["attention"] == attention
 
 
 def test_a_checkpoint_that_would_not_run_is_refused_before_anything_is_loaded(

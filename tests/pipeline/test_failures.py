@@ -11,6 +11,7 @@ import pytest
 from kldcloud.errors import EngineError, FormatError
 from kldcloud.report.llama_text import render_llama
 from kldcloud.store import open_store
+from tests.model_folders import folder_of
 from tests.pipeline.odd_models import hungry, with_nan
 from tests.pipeline.sweeps import Notes, corpus, facts, launch, sweep
 from tests.tiny_models import TinyPair, tiny_pair
@@ -195,3 +196,20 @@ def test_hidden_states_that_do_not_rebuild_the_logits_are_staged_as_codes_for_go
     assert second.summary.encoding == "logits"
     assert later.warnings == []
     assert len({info.key.split("/")[1] for info in open_store(str(tmp_path)).list("stages/")}) == 2
+
+
+def test_a_base_that_does_not_load_is_named_and_leaves_no_word_on_its_states(
+    pair: TinyPair, tmp_path: Path
+) -> None:
+    folder = folder_of(pair.base, tmp_path / "hf")
+    config = folder / "config.json"
+    whole = config.read_text()
+    store, notes = tmp_path / "store", Notes()
+    job = facts(folder, [pair.candidate], [corpus(128, CHUNKS)], encoding="hidden")
+    config.write_text(whole.replace('"silu"', '"magic"'))
+    with pytest.raises(EngineError, match=r"^base hf: .*could not load it: KeyError: 'magic'"):
+        sweep(job, store, progress=notes)
+    assert notes.warnings == []
+    assert not list(store.rglob("refused.json"))
+    config.write_text(whole)
+    assert sweep(job, store).summary.encoding == "hidden"

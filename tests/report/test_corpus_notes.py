@@ -9,7 +9,10 @@ import pytest
 from rich.console import Console
 
 from kldcloud.errors import FormatError
+from kldcloud.report.hf_card import render_hf_card
+from kldcloud.report.llama_text import order_notes
 from kldcloud.report.markdown import render_markdown
+from kldcloud.report.reddit import render_reddit
 from kldcloud.report.rounding import floor_figure
 from kldcloud.report.table import corpus_tables
 from kldcloud.report.terminal import print_table
@@ -54,20 +57,23 @@ def stop(**changes: Any) -> dict[str, Any]:
 
 
 def texts(shape: dict[str, Any]) -> list[str]:
-    """Both renderings, each with its lines joined."""
+    """What people read and what they publish, each with its lines joined."""
     summary = as_summary(shape)
     out = io.StringIO()
     print_table(summary, Console(file=out, width=200, highlight=False))
-    return [" ".join(text.split()) for text in (out.getvalue(), render_markdown(summary))]
+    published = (render(summary) for render in (render_markdown, render_reddit, render_hf_card))
+    return [" ".join(text.split()) for text in (out.getvalue(), *published)]
 
 
 def test_means_are_told_as_multiples_of_the_floor() -> None:
     shape = {**summary_dict(), "noise_floor": [floor()]}
     (table,) = corpus_tables(as_summary(shape))
     assert [row.times_floor for row in table.rows] == pytest.approx([2032.5, 26867.5])
-    for text in texts(shape):
+    *with_column, post, card = texts(shape)
+    for text in (*with_column, card):
         assert "x floor" in text
         assert "26,868" in text
+    for text in (*with_column, post, card):
         assert "the base measured against itself: mean KLD 0.000002 ± 1.0e-07." in text
 
 
@@ -107,7 +113,11 @@ def test_a_floor_that_failed_says_so() -> None:
     [
         (
             {},
-            "confidence whenever one stops: stopped after 55 of 220 chunks, 75 % saved.",
+            "stopped after 55 of 220 chunks, taken in a pseudo-random order; 75 % saved.",
+        ),
+        (
+            {"chunks": 220, "saved": 0.0},
+            "The ranking is settled with 95 % confidence whenever one stops by all 220 chunks.",
         ),
         (
             {"when": "precise", "half_width": 0.02},
@@ -122,6 +132,15 @@ def test_a_floor_that_failed_says_so() -> None:
 def test_a_stop_says_what_it_settles(change: dict[str, Any], said: str) -> None:
     for text in texts({**summary_dict(), "stops": [stop(**change)]}):
         assert said in text
+
+
+def test_chunks_that_llama_cpp_would_not_take_are_told_of() -> None:
+    early = as_summary({**summary_dict(), "stops": [stop()]})
+    said = "pydoc: 55 chunks of 220 in a pseudo-random order; llama-perplexity --chunks 55 takes"
+    assert [each.startswith(said) for each in order_notes(early)] == [True]
+    assert not list(order_notes(early, "wiki"))
+    whole = as_summary({**summary_dict(), "stops": [stop(chunks=220, saved=0.0)]})
+    assert not list(order_notes(whole))
 
 
 @pytest.mark.parametrize(
