@@ -132,7 +132,8 @@ class Training:
         A checkpoint is written at each look, as the best of them is what is exported.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; the last checkpoint stays.
+            DivergedError: a loss or gradient is not finite, on held-out text too; the last
+                checkpoint stays.
         """
         self.first_look()
         while not is_over(self._progressed, self._order):
@@ -148,9 +149,8 @@ class Training:
         rate = rate_at(number, total, self._order.train)
         kld, norm = self._accumulate(number)
         if not (math.isfinite(kld) and math.isfinite(norm)):
-            raise DivergedError(
-                f"the loss is {kld} and its gradient {norm} at step {number + 1} of {total}",
-                hint=f"the checkpoint of step {self._last_kept()} is good; try a lower train.lr",
+            raise self._diverged(
+                f"the loss is {kld} and its gradient {norm} at step {number + 1} of {total}"
             )
         for group in self._optimizer.param_groups:
             group["lr"] = group["height"] * rate
@@ -216,6 +216,9 @@ class Training:
         if self._world > 1:
             distributed.all_reduce(sums)
         kld, same, count = sums.tolist()
+        if not math.isfinite(kld):
+            after = f"after step {step} of {self._order.batches.steps}" if step else "at the start"
+            raise self._diverged(f"the loss on held-out text is {kld} {after}")
         return Look(step, kld / count, same / count)
 
     def _student_head(self) -> OutputHead:
@@ -237,8 +240,18 @@ class Training:
         groups = self._pair.student.groups.values()
         return {name: each for group in groups for name, each in group.items()}
 
-    def _last_kept(self) -> int:
-        return max(self._checkpoints.steps(), default=0)
+    def _diverged(self, message: str) -> DivergedError:
+        """The error, with what is left to go by: a checkpoint, or else the file to blame."""
+        if kept := self._checkpoints.steps():
+            hint = f"the checkpoint of step {kept[-1]} is good; try a lower train.lr"
+            return DivergedError(message, hint=hint)
+        models = {"teacher": self._pair.teacher, "init": self._pair.student.model}
+        for model, loaded in models.items():
+            for name, parameter in loaded.named_parameters():
+                if not torch.isfinite(whole(parameter)).all():
+                    at_fault = f"{name} of the {model} has weights that are no finite numbers"
+                    return DivergedError(f"{message}: {at_fault}", hint="make that file again")
+        return DivergedError(message, hint="try the teacher and the init in llama.cpp")
 
     def _write(self) -> None:
         state = self._optimizer.state
