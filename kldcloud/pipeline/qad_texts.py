@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from kldcloud.corpus.chunks import Tokens, cut_chunks
+from kldcloud.corpus.chunks import Tokens, check_length, cut_chunks
 from kldcloud.errors import UserError
 from kldcloud.models.cache import cache_folder
 from kldcloud.models.engine import Vocabulary
@@ -46,21 +46,22 @@ class QadTexts:
 
 
 def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) -> QadTexts:
-    """Cut the job's text, at ends of lines.
+    """Cut the job's text, at ends of lines where it has them.
 
     Raises:
-        UserError: the text is too short for its parts.
+        UserError: the text is too short for its parts, or the second text to be measured on.
     """
-    data = job.data
+    data, second = job.data, job.eval.second_text
     with about("data.text"):
         text = LongText(sources.text_file(data.text, progress), str(data.text))
-    if job.eval.second_text is not None:
-        # Read again for the sweep; what is not there is said now, not after hours of training.
-        with about("eval.second_text"):
-            sources.read_text(job.eval.second_text, progress)
     with open_llama_tokenizer(teacher) as tokenizer:
         cores = len(os.sched_getaffinity(0))
         long = LongTokenizer(tokenizer.text, cores)
+        if second is not None:
+            # Read again for the sweep; what is wrong is said now, not after hours of training.
+            with about("eval.second_text"):
+                other = LongText(sources.text_file(second, progress), str(second))
+                _check_length(long, other, 0, data.context, "the text")
         return _Cutting(job, text, long, tokenizer.vocabulary, progress).parts()
 
 
@@ -77,15 +78,14 @@ class _Cutting:
     def parts(self) -> QadTexts:
         """The three parts; the last two are at the end of the text."""
         data, text = self.job.data, self.text
-        split = text.line_end(text.place(round(text.characters * (1 - data.heldout))))
+        split = text.cut(text.place(round(text.characters * (1 - data.heldout))))
         held = [
             (each.stop, len(each.tokens))
             for each in self._pieces("counting held-out tokens", split, text.end)
         ]
         tokens = sum(count for _, count in held)
-        wanted = self.job.eval.chunks
-        if wanted == "all":
-            wanted = tokens // data.context // 2 - 1
+        told = self.job.eval.chunks
+        wanted = max(tokens // data.context // 2 - 1, 1) if told == "all" else told
         # Looks take a part of the held-out text, and leave at least as much of it unseen.
         share = (wanted + 1) * data.context / max(tokens, 1)
         if share > 1 / 2:
@@ -95,7 +95,10 @@ class _Cutting:
                 hint="give a longer text, a larger data.heldout, or fewer eval.chunks",
             )
         before = text.characters_before(split)
-        middle = text.line_end(text.place(before + round((text.characters - before) * share)))
+        middle = text.cut(text.place(before + round((text.characters - before) * share)))
+        _check_length(
+            self.tokenizer, text, middle, data.context, "data.text: what looks leave of it"
+        )
         looks = self._looks(split, middle, wanted)
         training = self._training(split)
         proof = _part_file(text, middle, self._proof_end(held, middle))
@@ -151,6 +154,23 @@ class _Cutting:
             for each in self.tokenizer.pieces(self.text, start, stop):
                 yield each
                 bar.reach(each.stop - start, stop - start)
+
+
+def _check_length(
+    tokenizer: LongTokenizer, text: LongText, start: int, context: int, name: str
+) -> None:
+    """Refuse the rest of a text that a sweep would refuse, and read no more of it than that takes.
+
+    Raises:
+        UserError: it has fewer than two chunks.
+    """
+    counted = 0
+    with closing(tokenizer.pieces(text, start, text.end)) as pieces:
+        for each in pieces:
+            counted += len(each.tokens)
+            if counted >= 2 * context:
+                return
+    check_length(counted, context, name)
 
 
 def _part_file(text: LongText, start: int, stop: int) -> Path:

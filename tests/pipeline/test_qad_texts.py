@@ -17,6 +17,7 @@ from kldcloud.pipeline.progress import Silent
 from kldcloud.pipeline.qad_texts import QadTexts, qad_texts, tokens_digest
 from kldcloud.pipeline.sources import HERE
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.uri import parse_uri
 from kldcloud.store.digest import sha256_bytes
 from tests.golden.cases import TEXT
 from tests.tiny_models import BOS_ID, tiny_pair
@@ -119,6 +120,45 @@ def test_of_a_long_rest_no_more_is_measured_than_the_job_says(model: Path, text:
             )
         assert np.array_equal(found, wanted)
     assert len(proof) < len(everything) / 2
+
+
+def test_a_text_without_lines_is_cut_at_words(model: Path, text: Path) -> None:
+    one_line = text.read_text().replace("\n", " ")
+    text.write_text(one_line)
+    found = parts(job(model, text, heldout=20), model)
+    assert len(found.training.open()) > 200
+    assert len(found.looks) == 4
+    proof = found.proof.read_text()
+    assert one_line[: one_line.index(proof)].endswith(" ")
+    with open_llama_tokenizer(model) as tokenizer:
+        assert len(tokenizer.text(proof)) >= 20 * CONTEXT
+
+
+def test_what_the_sweep_would_find_too_short_is_refused_before_training(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "second.txt"
+    second.write_text("far too short")
+    wanted = job(model, text)
+    wanted = wanted.model_copy(
+        update={"eval": wanted.eval.model_copy(update={"second_text": parse_uri(str(second))})}
+    )
+    said = rf"eval\.second_text: the text has \d+ tokens, fewer than two chunks of {CONTEXT}"
+    with pytest.raises(UserError, match=said):
+        parts(wanted, model)
+    # Tokens are not as dense everywhere: looks take more of these than their share.
+    text.write_text("the " * 224 + "the\n" + "大" * 200 + "\n" + "the " * 100)
+    with pytest.raises(
+        UserError, match=r"data\.text: what looks leave of it has \d+ tokens, fewer"
+    ):
+        parts(job(model, text), model)
+
+
+@pytest.mark.parametrize("chunks", [4, "all"])
+def test_an_empty_text_is_refused_in_one_line(model: Path, text: Path, chunks: Any) -> None:
+    text.write_text("")
+    with pytest.raises(UserError, match=r"its held-out part has \d tokens, too few for [14] chunk"):
+        parts(job(model, text, chunks), model)
 
 
 def test_a_text_that_is_too_short_is_refused_and_leaves_nothing(
