@@ -264,11 +264,17 @@ class Training:
         weights = {name: whole(each) for name, each in self._named().items()}
         if self._rank == 0:
             self._checkpoints.write(self._progressed, weights, averages)
-            newest = self._checkpoints.steps()[-self._order.keep :]
-            best = self._progressed.best
-            self._checkpoints.keep({*newest, *([best.step] if best else [])})
+            self._forget_older()
         if self._world > 1:
             distributed.barrier()
+
+    def _forget_older(self) -> None:
+        """Delete checkpoints that nobody needs; what is ahead of us is another launch's."""
+        found, best = self._checkpoints.steps(), self._progressed.best
+        behind = [each for each in found if each <= self._progressed.step]
+        ahead = found[len(behind) :]
+        newest = behind[-self._order.keep :]
+        self._checkpoints.keep({*ahead, *newest, *([best.step] if best else [])})
 
     def _resume(self) -> None:
         found = self._checkpoints.steps()

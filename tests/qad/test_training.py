@@ -164,6 +164,24 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     assert states[0] == states[1]
 
 
+def test_two_launches_at_once_delete_nothing_that_the_other_needs(
+    teacher: Path, init: Path, tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path))
+    # The best look is that of step 5: its checkpoint is none of the newest.
+    options: dict[str, Any] = {"train": {"epochs": 2, "lr": 5e-4}, "keep": 1}
+    options["checkpoint_every"] = 1
+    whole = order(teacher, init, store, **options)
+    slow = Training(whole, store).steps()
+    next(slow)
+    run(store, teacher, init, **options)
+    kept = Checkpoints(store, whole.prefix, whole.run)
+    assert kept.steps() == [5, 20]
+    for done in slow:
+        assert {5, 20} <= set(kept.steps()), done.step
+    assert kept.steps() == [5, 20]
+
+
 def test_micro_batches_change_memory_and_no_gradient(
     teacher: Path, init: Path, tmp_path: Path
 ) -> None:
