@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load, save
 
-from kldcloud.errors import FormatError, StoreError
+from kldcloud.errors import FormatError
 from kldcloud.qad.looks import Look, Progressed
 from kldcloud.staging.stage import canonical_json, load_json
 from kldcloud.store.base import Store
@@ -123,11 +123,14 @@ class Checkpoints:
     def _tensors(self, step: int, name: str, state: Mapping[str, Any]) -> Tensors:
         key = f"{self._at(step)}/{name}.safetensors"
         size, digest = _entry(state, name, self._key(step))
+        if self._store.size(key) is None:
+            raise FormatError(f"{key}: is missing", hint=_AGAIN)
         try:
             data = self._store.read(key, sha256=digest, limit=size)
+        except FormatError as error:
+            raise FormatError(f"{key}: was changed or damaged", hint=_AGAIN) from error
+        try:
             return load(data)
-        except (StoreError, FormatError):
-            raise
         except Exception as error:  # safetensors has exceptions of its own, in Rust
             raise FormatError(f"{key}: not safetensors", hint=_AGAIN) from error
 
