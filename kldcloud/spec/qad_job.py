@@ -251,6 +251,13 @@ class EvalSpec(SpecModel):
     second_text: Source | None = None
     second_chunks: Chunks = 16
 
+    @model_validator(mode="after")
+    def _can_tell(self) -> Self:
+        if self.heldout_chunks == 1:
+            reason = "must be at least 2, or all: the verdict goes by how much chunks differ"
+            raise refused(f"{reason}{but_not(1)}", "heldout_chunks")
+        return self
+
 
 class CheckpointSpec(SpecModel):
     """What a killed job goes on from.
