@@ -67,14 +67,16 @@ class Checkpoints:
         return sorted(int(found[1]) for key in keys if (found := _STATE.fullmatch(key)))
 
     def write(self, progressed: Progressed, weights: Tensors, optimizer: Tensors) -> None:
-        """Write one; nothing changes if it is there already."""
+        """Write one; nothing changes if it is there already, as another launch may have written."""
+        if self._store.size(self._key(progressed.step)) is not None:
+            return
         folder = self._at(progressed.step)
         objects = {}
         for name, tensors in ((_WEIGHTS, weights), (_OPTIMISER, optimizer)):
             data = save({key: each.detach().cpu().contiguous() for key, each in tensors.items()})
             digest = sha256_bytes(data)
             key = f"{folder}/{name}.safetensors"
-            # What a killed process left half-done is not believed; what another wrote is the same.
+            # What a killed process left half-done is not believed.
             if not self._store.write_new(key, data) and not self._has(key, digest):
                 self._store.delete(key)
                 self._store.write_new(key, data)
