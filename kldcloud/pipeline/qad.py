@@ -206,7 +206,7 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
         corpora.append(
             {
                 "name": "second-text",
-                "text": str(job.eval.second_text),
+                "text": str(texts.second or job.eval.second_text),
                 "context": context,
                 "chunks": job.eval.second_chunks,
             }

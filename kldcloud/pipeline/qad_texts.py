@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -26,6 +26,8 @@ from kldcloud.qad.training_tokens import TokenFile, write_tokens
 from kldcloud.qad.whole_file import whole_file, written
 from kldcloud.spec.qad_job import QadJob
 
+MOST_AT_ONCE: Final = (1 << 31) - 1
+"""Bytes of a text that llama.cpp counts."""
 _READ_BYTES: Final = 4 << 20
 
 
@@ -38,11 +40,14 @@ class QadTexts:
         looks: int32 [m, context], what is looked at while training; it chooses the best checkpoint.
         proof: a file of the rest, which nothing has seen: what the result is measured on. Where the
             job says how many chunks, no more of a long rest than they need.
+        second: a file of the beginning of the job's second text, where that is longer than its
+            chunks need; None where the text is measured as it is, or there is none.
     """
 
     training: TokenFile
     looks: Tokens
     proof: Path
+    second: Path | None = None
 
 
 def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) -> QadTexts:
@@ -57,12 +62,16 @@ def qad_texts(job: QadJob, teacher: Path, progress: Progress, sources: Sources) 
     with open_llama_tokenizer(teacher) as tokenizer:
         cores = len(os.sched_getaffinity(0))
         long = LongTokenizer(tokenizer.text, cores)
+        beginning = None
         if second is not None:
-            # Read again for the sweep; what is wrong is said now, not after hours of training.
+            # What is wrong with it is said now, not after hours of training.
             with about("eval.second_text"):
                 other = LongText(sources.text_file(second, progress), str(second))
-                _check_length(long, other, 0, data.context, "the text")
-        return _Cutting(job, text, long, tokenizer.vocabulary, progress).parts()
+                wanted = _Measured("the text", data.context, job.eval.second_chunks)
+                stop = wanted.end(long, other, 0)
+                beginning = _part_file(other, 0, stop) if stop < other.end else None
+        found = _Cutting(job, text, long, tokenizer.vocabulary, progress).parts()
+        return replace(found, second=beginning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +88,8 @@ class _Cutting:
         """The three parts; the last two are at the end of the text."""
         data, text = self.job.data, self.text
         split = text.cut(text.place(round(text.characters * (1 - data.heldout))))
-        held = [
-            (each.stop, len(each.tokens))
-            for each in self._pieces("counting held-out tokens", split, text.end)
-        ]
-        tokens = sum(count for _, count in held)
+        counting = self._pieces("counting held-out tokens", split, text.end)
+        tokens = sum(len(each.tokens) for each in counting)
         told = self.job.eval.chunks
         wanted = max(tokens // data.context // 2 - 1, 1) if told == "all" else told
         # Looks take a part of the held-out text, and leave at least as much of it unseen.
@@ -96,13 +102,12 @@ class _Cutting:
             )
         before = text.characters_before(split)
         middle = text.cut(text.place(before + round((text.characters - before) * share)))
-        _check_length(
-            self.tokenizer, text, middle, data.context, "data.text: what looks leave of it"
-        )
+        name = "data.text: what looks leave of it"
+        measured = _Measured(name, data.context, self.job.eval.heldout_chunks)
+        stop = measured.end(self.tokenizer, text, middle)
         looks = self._looks(split, middle, wanted)
         training = self._training(split)
-        proof = _part_file(text, middle, self._proof_end(held, middle))
-        return QadTexts(training, looks, proof)
+        return QadTexts(training, looks, _part_file(text, middle, stop))
 
     def _looks(self, start: int, stop: int, chunks: int) -> Tokens:
         pieces = self._pieces("tokenising held-out text", start, stop)
@@ -122,28 +127,6 @@ class _Cutting:
             parts = (each.tokens for each in pieces)
             return write_tokens(parts, data.context, limit, self._bos)
 
-    def _proof_end(self, held: list[tuple[int, int]], middle: int) -> int:
-        """Where there are tokens enough for all chunks that are to be measured, and one more.
-
-        Args:
-            held: the place where each piece of the held-out text ends, and its tokens.
-            middle: where what is measured begins.
-        """
-        chunks = self.job.eval.heldout_chunks
-        if chunks == "all":
-            return self.text.end
-        missing = (chunks + 1) * self.job.data.context
-        whole = [
-            (stop, tokens)
-            for (start, _), (stop, tokens) in zip([(0, 0), *held], held, strict=False)
-            if start >= middle
-        ]
-        for stop, tokens in whole:
-            missing -= tokens
-            if missing <= 0:
-                return stop
-        return self.text.end
-
     @property
     def _bos(self) -> int | None:
         """What an engine evaluates every chunk with; None where the vocabulary adds none."""
@@ -156,21 +139,42 @@ class _Cutting:
                 bar.reach(each.stop - start, stop - start)
 
 
-def _check_length(
-    tokenizer: LongTokenizer, text: LongText, start: int, context: int, name: str
-) -> None:
-    """Refuse the rest of a text that a sweep would refuse, and read no more of it than that takes.
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """A part of a text that a sweep will measure, which tokenises all of it at once.
 
-    Raises:
-        UserError: it has fewer than two chunks.
+    Attributes:
+        name: what errors call it.
+        context: tokens in a chunk.
+        chunks: of it that are measured.
     """
-    counted = 0
-    with closing(tokenizer.pieces(text, start, text.end)) as pieces:
-        for each in pieces:
-            counted += len(each.tokens)
-            if counted >= 2 * context:
-                return
-    check_length(counted, context, name)
+
+    name: str
+    context: int
+    chunks: int | Literal["all"]
+
+    def end(self, tokenizer: LongTokenizer, text: LongText, start: int) -> int:
+        """Where there are tokens enough for its chunks, and for one more.
+
+        Raises:
+            UserError: it has fewer than two chunks, or more than a sweep can tokenise.
+        """
+        least = 2 if self.chunks == "all" else self.chunks + 1
+        counted, stop = 0, start
+        with closing(tokenizer.pieces(text, start, text.end)) as pieces:
+            for each in pieces:
+                counted, stop = counted + len(each.tokens), each.stop
+                if counted >= least * self.context:
+                    break
+        check_length(counted, self.context, self.name)
+        stop = text.end if self.chunks == "all" else stop
+        if stop - start > MOST_AT_ONCE:
+            raise UserError(
+                f"{self.name} has {stop - start:,} bytes, more than the {MOST_AT_ONCE:,} that"
+                " llama.cpp tokenises at once",
+                hint="say how many chunks of it are measured: eval.heldout_chunks, second_chunks",
+            )
+        return stop
 
 
 def _part_file(text: LongText, start: int, stop: int) -> Path:

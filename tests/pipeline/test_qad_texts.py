@@ -13,6 +13,7 @@ from kldcloud.corpus.chunks import Tokens, cut_chunks
 from kldcloud.errors import UserError
 from kldcloud.models import long_text, long_tokens
 from kldcloud.models.llama_tokenizer import LlamaTokenizer, open_llama_tokenizer
+from kldcloud.pipeline import qad_texts as qad_texts_module
 from kldcloud.pipeline.progress import Silent
 from kldcloud.pipeline.qad_texts import QadTexts, qad_texts, tokens_digest
 from kldcloud.pipeline.sources import HERE
@@ -134,15 +135,48 @@ def test_a_text_without_lines_is_cut_at_words(model: Path, text: Path) -> None:
         assert len(tokenizer.text(proof)) >= 20 * CONTEXT
 
 
+def with_second(wanted: QadJob, text: Path, chunks: Any = 16) -> QadJob:
+    changed = {"second_text": parse_uri(str(text)), "second_chunks": chunks}
+    return wanted.model_copy(update={"eval": wanted.eval.model_copy(update=changed)})
+
+
+def test_of_a_long_second_text_no_more_is_measured_than_the_job_says(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "second.txt"
+    second.write_text(text.read_text().upper())
+    wanted = job(model, text)
+    assert parts(wanted, model).second is None
+    assert parts(with_second(wanted, second, "all"), model).second is None
+    assert parts(with_second(wanted, second, 100_000), model).second is None
+    found = parts(with_second(wanted, second, 3), model).second
+    assert found is not None
+    beginning = found.read_text()
+    assert len(beginning) < second.stat().st_size / 4
+    with open_llama_tokenizer(model) as tokenizer:
+        some, whole = (
+            cut_chunks(tokenizer.text(each.removesuffix("\n")), CONTEXT, 3)
+            for each in (beginning, second.read_text())
+        )
+    assert np.array_equal(some, whole)
+
+
+def test_more_than_llama_cpp_counts_is_refused_before_training(
+    model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qad_texts_module, "MOST_AT_ONCE", 9000)
+    said = r"data\.text: what looks leave of it has [0-9,]+ bytes, more than the 9,000 that llama"
+    with pytest.raises(UserError, match=said):
+        parts(job(model, text), model)
+    parts(job(model, text, heldout=20), model)
+
+
 def test_what_the_sweep_would_find_too_short_is_refused_before_training(
     model: Path, text: Path, tmp_path: Path
 ) -> None:
     second = tmp_path / "second.txt"
     second.write_text("far too short")
-    wanted = job(model, text)
-    wanted = wanted.model_copy(
-        update={"eval": wanted.eval.model_copy(update={"second_text": parse_uri(str(second))})}
-    )
+    wanted = with_second(job(model, text), second)
     said = rf"eval\.second_text: the text has \d+ tokens, fewer than two chunks of {CONTEXT}"
     with pytest.raises(UserError, match=said):
         parts(wanted, model)
