@@ -53,16 +53,25 @@ class TrainedState:
         groups = self._optimizer.param_groups
         return {name: group["lr"] for name, group in zip(self._groups, groups, strict=True)}
 
-    def whole(self) -> tuple[Tensors, Tensors]:
-        """Weights and averages as a checkpoint has them; every process must ask for them."""
+    def whole(self, *, keep: bool) -> tuple[Tensors, Tensors]:
+        """Weights and averages as a checkpoint has them; every process must ask for them.
+
+        Args:
+            keep: whether this process wants them. A GPU need not have room for them all: each is
+                gathered alone, and kept in main memory.
+
+        Returns:
+            Both by name, of all processes together; empty where they are not kept.
+        """
         state = self._optimizer.state
+        named = self._named()
         averages = {
-            f"{name}.{kind}": whole(state[each][kind])
-            for name, each in self._named().items()
+            f"{name}.{kind}": state[each][kind]
+            for name, each in named.items()
             for kind in _AVERAGES
             if each in state
         }
-        return {name: whole(each) for name, each in self._named().items()}, averages
+        return _gathered(named, keep=keep), _gathered(averages, keep=keep)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be as a checkpoint says.
@@ -87,6 +96,15 @@ class TrainedState:
 
     def _named(self) -> Mapping[str, torch.nn.Parameter]:
         return {name: each for group in self._groups.values() for name, each in group.items()}
+
+
+def _gathered(tensors: Tensors, *, keep: bool) -> Tensors:
+    found = {}
+    for name, each in tensors.items():
+        gathered = whole(each.detach())
+        if keep:
+            found[name] = gathered.cpu()
+    return found
 
 
 def _optimizer(student: Student, train: TrainSpec) -> torch.optim.AdamW:

@@ -235,7 +235,7 @@ class Training:
         return DivergedError(message, hint="try the teacher and the init in llama.cpp")
 
     def _write(self) -> None:
-        weights, averages = self._state.whole()
+        weights, averages = self._state.whole(keep=self._rank == 0)
         if self._rank == 0:
             self._checkpoints.write(self._progressed, weights, averages)
             self._forget_older()
