@@ -28,7 +28,7 @@ from kldcloud.store.base import Store
 from kldcloud.store.keys import is_part
 
 _FOLDER: Final = "qad"
-_DECIDE: Final = ("name", "teacher", "student", "data", "train")
+DECIDE: Final = ("name", "teacher", "student", "data", "train")
 """Fields of a job that its training hangs on, with the looks of `eval`."""
 
 
@@ -167,4 +167,4 @@ def _job_of(store: Store, run: str) -> object:
 
 def _what_decides(job: Mapping[str, Any]) -> object:
     looks = job["eval"]
-    return {name: job[name] for name in _DECIDE}, looks["every"], looks["chunks"]
+    return {name: job[name] for name in DECIDE}, looks["every"], looks["chunks"]
