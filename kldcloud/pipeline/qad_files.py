@@ -19,7 +19,8 @@ from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.qad_init import check_same_tokens, look_at_init
 from kldcloud.pipeline.qad_teacher import look_at_teacher
 from kldcloud.pipeline.sources import HERE, Sources
-from kldcloud.spec.qad_job import InitSpec, QadJob
+from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.qad_models import InitSpec
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.spec.uri import SourceUri
 from kldcloud.store.base import Store
