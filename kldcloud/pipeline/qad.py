@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kldcloud.errors import KldcloudError
 from kldcloud.models.cache import cache_folder
 from kldcloud.models.llama_library import llama
-from kldcloud.pipeline.machines import Machines
+from kldcloud.pipeline.machines import Machines, NodeFacts
 from kldcloud.pipeline.model_files import ModelFile, model_file
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import publish_training
-from kldcloud.pipeline.qad_copy import copy_here
+from kldcloud.pipeline.qad_copy import check_place, copy_here
 from kldcloud.pipeline.qad_files import (
     QadFiles,
     qad_files,
@@ -108,9 +109,7 @@ def run_qad(
     llama()
     machines = machines or this_machine()
     nodes = machines.nodes()
-    # What would end the sweep after hours of training ends it now.
-    mixed_engines(nodes, allowed=launched.allow_mixed)
-    check_layers_on_gpu(cluster.engine_for(job.engine).n_gpu_layers, nodes, progress)
+    _check_what_comes_last(job, cluster, machines, nodes, launched, progress)
     sources = launched.sources
     teacher = find_teacher(job, progress, sources)
     texts = qad_texts(job, teacher.path, progress, sources)
@@ -157,6 +156,21 @@ def run_qad(
         write_result(store, order.prefix, result)
         publish_training(store, summary, result)
     return QadOutcome(order.run, summary, verdict, export, time.monotonic() - started)
+
+
+def _check_what_comes_last(
+    job: QadJob,
+    cluster: ClusterSpec,
+    machines: Machines,
+    nodes: Sequence[NodeFacts],
+    launched: Launched,
+    progress: Progress,
+) -> None:
+    """What would end the sweep or the copy after hours of training ends it now."""
+    mixed_engines(nodes, allowed=launched.allow_mixed)
+    check_layers_on_gpu(cluster.engine_for(job.engine).n_gpu_layers, nodes, progress)
+    if job.export.path is not None and not machines.remote:
+        check_place(job.export.path, folder=job.export.to == "hf")
 
 
 def _export(
