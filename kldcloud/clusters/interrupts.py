@@ -1,4 +1,4 @@
-"""Ctrl-C while somebody else's code starts processes."""
+"""Ctrl-C while somebody else's code starts or ends processes."""
 
 from __future__ import annotations
 
@@ -47,6 +47,26 @@ def never_swallowed() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if ear.heard:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def put_off() -> Iterator[None]:
+    """A block that a Ctrl-C does not cut short: it comes out of its end.
+
+    Ray takes seconds to end, in which an impatient person presses Ctrl-C again. If that stops us
+    half-way, Ray finds its node gone and ends this process without a word.
+    """
+    if not _in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    heard = []
+    signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if heard:
+            raise KeyboardInterrupt
 
 
 class _Ear:

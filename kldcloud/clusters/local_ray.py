@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
-from kldcloud.clusters.interrupts import never_swallowed
+from kldcloud.clusters.interrupts import never_swallowed, put_off
 from kldcloud.clusters.ray_actors import (
     ENVIRONMENT,
     GLOO_INTERFACE,
@@ -91,7 +91,8 @@ def local_ray(workers: int, gpus: int = 0) -> Iterator[None]:
             ) from error
         finally:
             # Also when it was interrupted while it started: some of it may be up.
-            ray.shutdown()
+            with put_off():
+                ray.shutdown()
 
 
 @cache

@@ -7,6 +7,7 @@ the folder that it wants for them is one of the driver's machine alone.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ MOST_FAILURES: Final = 8
 """Times that the processes are started again, over a whole launch."""
 MOST_WAITS: Final = 15
 """Minutes that Ray Train waits, over a whole launch, for machines that have gone to come back."""
+_LONGEST: Final = 300
+_OUR_WORDS: Final = re.compile(r"^kldcloud\.\S+Error: (.+)")
 _PATIENCE_SECONDS: Final = 7200
 """How long a process may wait for another: one may fetch a model that the other one has. It is
 Ray that notices the dead."""
@@ -53,11 +56,20 @@ def train(machines: Machines, world: World, work: Work) -> None:
         try:
             ray.get(fitting.remote(world, dict(resources), work, folder))
         except Exception as error:
-            lines = [each for each in str(error).splitlines() if each.strip()]
             raise EngineError(
-                f"training processes died: {lines[-1][:300] if lines else type(error).__name__}",
+                f"training processes died: {_said(error)}",
                 hint="the same command goes on from the last checkpoint",
             ) from error
+
+
+def _said(error: Exception) -> str:
+    """What Ray says of a death, less its advice about logs that go with Ray's own folder."""
+    lines = [each for each in str(error).splitlines() if each.strip()]
+    if not lines:
+        return type(error).__name__
+    if ours := _OUR_WORDS.search(lines[-1]):
+        return ours[1].split("; ")[0]
+    return lines[-1].split(". ")[0][:_LONGEST]
 
 
 def _fit(world: World, resources: dict[str, float], work: Work, folder: str) -> None:

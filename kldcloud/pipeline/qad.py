@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kldcloud.errors import KldcloudError
 from kldcloud.models.cache import cache_folder
 from kldcloud.models.llama_library import llama
-from kldcloud.pipeline.machines import Machines
+from kldcloud.pipeline.machines import Machines, NodeFacts
 from kldcloud.pipeline.model_files import ModelFile, model_file
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import publish_training
-from kldcloud.pipeline.qad_copy import copy_here
+from kldcloud.pipeline.qad_copy import check_place, copy_here
 from kldcloud.pipeline.qad_files import (
     QadFiles,
     qad_files,
@@ -22,6 +23,7 @@ from kldcloud.pipeline.qad_files import (
 )
 from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_modelopt import IDENTITY, find_trainer, train_with_modelopt
+from kldcloud.pipeline.qad_others import left_behind
 from kldcloud.pipeline.qad_teacher import find_teacher, tokenizer_files
 from kldcloud.pipeline.qad_texts import QadTexts, qad_texts
 from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usable_gpus
@@ -107,9 +109,7 @@ def run_qad(
     llama()
     machines = machines or this_machine()
     nodes = machines.nodes()
-    # What would end the sweep after hours of training ends it now.
-    mixed_engines(nodes, allowed=launched.allow_mixed)
-    check_layers_on_gpu(cluster.engine_for(job.engine).n_gpu_layers, nodes, progress)
+    _check_what_comes_last(job, cluster, machines, nodes, launched, progress)
     sources = launched.sources
     teacher = find_teacher(job, progress, sources)
     texts = qad_texts(job, teacher.path, progress, sources)
@@ -118,6 +118,8 @@ def run_qad(
     of_trainer = IDENTITY if trainer else None
     order = training_order(job, cluster, world, files, texts, of_trainer)
     launched.on_run(order.run)
+    if other := left_behind(store, order.run, job):
+        progress.warn(other)
     store.write_new(f"{order.prefix}/job.yaml", job_bytes(job))
     with progress.bar("uploading training tokens", order.tokens.size) as bar:
         keep_tokens(store, order.tokens, texts.training.path)
@@ -154,6 +156,21 @@ def run_qad(
         write_result(store, order.prefix, result)
         publish_training(store, summary, result)
     return QadOutcome(order.run, summary, verdict, export, time.monotonic() - started)
+
+
+def _check_what_comes_last(
+    job: QadJob,
+    cluster: ClusterSpec,
+    machines: Machines,
+    nodes: Sequence[NodeFacts],
+    launched: Launched,
+    progress: Progress,
+) -> None:
+    """What would end the sweep or the copy after hours of training ends it now."""
+    mixed_engines(nodes, allowed=launched.allow_mixed)
+    check_layers_on_gpu(cluster.engine_for(job.engine).n_gpu_layers, nodes, progress)
+    if job.export.path is not None and not machines.remote:
+        check_place(job.export.path, folder=job.export.to == "hf")
 
 
 def _export(
@@ -206,7 +223,7 @@ def _proof(job: QadJob, files: QadFiles, texts: QadTexts, student: ModelFile | N
         corpora.append(
             {
                 "name": "second-text",
-                "text": str(job.eval.second_text),
+                "text": str(texts.second or job.eval.second_text),
                 "context": context,
                 "chunks": job.eval.second_chunks,
             }

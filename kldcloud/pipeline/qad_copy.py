@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from kldcloud.errors import StoreError
+from kldcloud.errors import StoreError, UserError
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.part_file import complete_hashed
 from kldcloud.models.store_copy import cached_copy
@@ -18,6 +18,27 @@ from kldcloud.report.summary_shape import Summary
 from kldcloud.store.base import Store
 
 _IN_STORE: Final = "the store has it; copy it from there"
+
+
+def check_place(target: Path, *, folder: bool) -> None:
+    """Refuse a place where a copy cannot go, while nothing has been trained for it.
+
+    Args:
+        target: where it is to go; it need not be there yet, nor the folders above it.
+        folder: whether a folder is wanted, rather than a file.
+
+    Raises:
+        UserError: something else is there, or nobody may write there.
+    """
+    if target.exists() and not (target.is_dir() if folder else target.is_file()):
+        kind = "folder" if folder else "file"
+        raise UserError(f"export.path: {target} is there, and no {kind}", hint="name another place")
+    above = target if folder else target.absolute().parent
+    while not above.exists():
+        above = above.absolute().parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "cannot be written to" if above.is_dir() else "is no folder"
+        raise UserError(f"export.path: {above} {why}", hint="name another place")
 
 
 def copy_here(path: Path, target: Path, progress: Progress) -> None:

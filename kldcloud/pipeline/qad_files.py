@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from kldcloud.corpus.chunks import Tokens
-from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.imatrix import importance_matrix
 from kldcloud.models.imatrix_file import check_fit, read_imatrix
 from kldcloud.models.store_copy import upload_once
@@ -17,9 +16,11 @@ from kldcloud.pipeline.model_files import ModelFile, model_file, quantize_model
 from kldcloud.pipeline.nvfp4_model import nvfp4_model
 from kldcloud.pipeline.options import llama_options
 from kldcloud.pipeline.progress import Progress
+from kldcloud.pipeline.qad_init import check_same_tokens, look_at_init
 from kldcloud.pipeline.qad_teacher import look_at_teacher
 from kldcloud.pipeline.sources import HERE, Sources
-from kldcloud.spec.qad_job import InitSpec, QadJob
+from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.qad_models import InitSpec
 from kldcloud.spec.quants import TAKES_NO_IMPORTANCE_MATRIX
 from kldcloud.spec.uri import SourceUri
 from kldcloud.store.base import Store
@@ -62,6 +63,8 @@ def qad_files(
     if init.model is not None:
         with about("student.init"):
             path = sources.fetch(init.model, progress)
+            look_at_init(path, teacher.path)
+            check_same_tokens(path, teacher.path, sources.text_file(job.data.text, progress))
             origin = sources.origin(init.model, path)
             given = model_file("init", init.model.filename, path, progress, origin)
         return QadFiles(teacher, (), given)
@@ -89,14 +92,17 @@ def check_given(job: QadJob, progress: Progress) -> None:
     Raises:
         UserError: for what is not there, or not what it should be.
     """
-    init, teacher = job.student.init, None
+    init, teacher, path = job.student.init, None, None
     if is_here(job.teacher.model):
         with about("teacher"):
-            teacher = look_at_teacher(HERE.fetch_model(job.teacher.model, progress))
+            path = HERE.fetch_model(job.teacher.model, progress)
+            teacher = look_at_teacher(path)
     if init is None:
         return
     if init.model is not None and is_here(init.model):
-        read_gguf_header(HERE.fetch(init.model, progress))
+        with about("student.init"):
+            given = HERE.fetch(init.model, progress)
+            look_at_init(given, None if teacher is None else path)
     if isinstance(init.imatrix, SourceUri) and is_here(init.imatrix):
         path = HERE.fetch(init.imatrix, progress)
         if teacher is not None:

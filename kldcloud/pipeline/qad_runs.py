@@ -28,7 +28,7 @@ from kldcloud.store.base import Store
 from kldcloud.store.keys import is_part
 
 _FOLDER: Final = "qad"
-_DECIDE: Final = ("name", "teacher", "student", "data", "train")
+DECIDE: Final = ("name", "teacher", "student", "data", "train")
 """Fields of a job that its training hangs on, with the looks of `eval`."""
 
 
@@ -76,6 +76,10 @@ def find_any(name: str, store: str | None) -> FoundRun | FoundQad:
     if name == "latest":
         return _latest(kept, found) if found else find_run(name, store)
     qads, sweeps = named(found, name), named(run_ids(kept), name)
+    if name not in sweeps:
+        # The name of a distillation begins that of the sweep which measures it, too.
+        proofs = tuple(f"{each.rpartition('-')[0]}-proof-" for each in qads)
+        sweeps = [each for each in sweeps if not each.startswith(proofs)]
     if name in sweeps or not qads:
         return find_run(name, store)
     matches = qads if name in qads else sorted([*qads, *sweeps])
@@ -113,7 +117,8 @@ def find_reported(name: str, store: str | None) -> Reported:
     result = read_result(found.store, found.prefix)
     if result is None or not is_part(result.sweep):
         raise UserError(
-            f"run {found.run} has no result yet", hint="launch its job again to finish it"
+            f"run {found.run} has no result yet",
+            hint="kldcloud status says whether it is at work; if not, launch its job again",
         )
     return Reported(FoundRun(result.sweep, found.store), result)
 
@@ -162,4 +167,4 @@ def _job_of(store: Store, run: str) -> object:
 
 def _what_decides(job: Mapping[str, Any]) -> object:
     looks = job["eval"]
-    return {name: job[name] for name in _DECIDE}, looks["every"], looks["chunks"]
+    return {name: job[name] for name in DECIDE}, looks["every"], looks["chunks"]

@@ -13,6 +13,7 @@ from kldcloud.pipeline.found import about
 from kldcloud.pipeline.model_files import ModelFile, folder_model, model_file, quantize_model
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import Sources
+from kldcloud.qad.architectures import map_model
 from kldcloud.spec.qad_job import QadJob
 
 COMPARED_BYTES: Final = 16 << 20
@@ -37,6 +38,7 @@ def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile
         found = _of_folder(job, path, progress, sources)
     else:
         with about("teacher"):
+            look_at_teacher(path)
             origin = sources.origin(spec.model, path)
             found = model_file(spec.display_name, spec.model.filename, path, progress, origin)
     convert = spec.convert or ("F16" if _is_quantised(found.header) else None)
@@ -61,6 +63,8 @@ def look_at_teacher(path: Path) -> GgufHeader | None:
         UserError: it is neither.
     """
     if not path.is_dir():
+        # A quantised teacher is converted before it is loaded.
+        map_model(path, any_type=True)
         return read_gguf_header(path)
     from kldcloud.qad.from_folder.look import look_at_folder
 

@@ -122,7 +122,8 @@ def train_to_the_end(
         except KldcloudError:
             raise_refusal(store, order.prefix)
             raise
-    raise_refusal(store, order.prefix)
+        # Processes that were started again and found it there have ended well.
+        raise_refusal(store, order.prefix)
     after = last()
     if after is None or not is_over(after, order):
         raise StoreError(

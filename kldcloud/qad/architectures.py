@@ -129,11 +129,16 @@ ARCHITECTURES: Final[Mapping[str, _Architecture]] = MappingProxyType(
 """By ``general.architecture``."""
 
 
-def map_model(path: Path) -> ModelMap:
+def map_model(path: Path, *, any_type: bool = False) -> ModelMap:
     """Match every tensor of a GGUF with a parameter of the transformers model.
 
     Nothing but the header (and a few rotary numbers) is read, and what the returned shapes can
     cost is bounded by the file's own size.
+
+    Args:
+        path: of the file.
+        any_type: whether its tensors may be of types that torch cannot be given, for a file that
+            is converted before it is loaded.
 
     Raises:
         UserError: there is no such file.
@@ -149,6 +154,9 @@ def map_model(path: Path) -> ModelMap:
         )
     numbers = read_hyperparameters(path, header)
     parameters = {item.name: item for item in _parameters(path, header, numbers)}
+    if not any_type:
+        for item in parameters.values():
+            _check_type(path, item.tensor)
     used = {item.tensor.name for item in parameters.values()}
     used |= {item.scale.name for item in parameters.values() if item.scale is not None}
     if numbers.rope_divisors is not None:
@@ -161,6 +169,31 @@ def map_model(path: Path) -> ModelMap:
                 hint="use the plain dense model of this architecture",
             )
     return ModelMap(path, numbers, MappingProxyType(parameters))
+
+
+def check_shapes(teacher: ModelMap, init: ModelMap) -> None:
+    """Refuse an init that is no quantised copy of the teacher.
+
+    Raises:
+        FormatError: says the first parameter that differs.
+    """
+    mine, theirs = _shapes(init), _shapes(teacher)
+    if mine == theirs:
+        return
+    name = next(each for each in (*theirs, *mine) if mine.get(each) != theirs.get(each))
+    raise FormatError(
+        f"{init.path}: its {name} is {_shown(mine.get(name))}, the teacher's"
+        f" {_shown(theirs.get(name))}",
+        hint="the init must be a quantised file of the teacher itself",
+    )
+
+
+def _shapes(model: ModelMap) -> Mapping[str, tuple[int, ...]]:
+    return {name: each.shape for name, each in model.parameters.items()}
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " x ".join(map(str, shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +276,15 @@ def _tensor(path: Path, header: GgufHeader, name: str, shape: tuple[int, ...]) -
             f"{list(shape)}",
             hint=DOWNLOAD_AGAIN,
         )
+    return tensor
+
+
+def _check_type(path: Path, tensor: TensorInfo) -> None:
     if tensor.type_name not in DEQUANTIZED:
         raise FormatError(
-            f"{path}: tensor {name!r} is {tensor.type_name}, which torch cannot be given",
+            f"{path}: tensor {tensor.name!r} is {tensor.type_name}, which torch cannot be given",
             hint=f"use a file whose tensors are {', '.join(DEQUANTIZED)}",
         )
-    return tensor
 
 
 def scale_name(tensor: str) -> str:

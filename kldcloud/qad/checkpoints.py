@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load, save
 
-from kldcloud.errors import FormatError, StoreError
+from kldcloud.errors import FormatError
 from kldcloud.qad.looks import Look, Progressed
 from kldcloud.staging.stage import canonical_json, load_json
 from kldcloud.store.base import Store
@@ -67,14 +67,16 @@ class Checkpoints:
         return sorted(int(found[1]) for key in keys if (found := _STATE.fullmatch(key)))
 
     def write(self, progressed: Progressed, weights: Tensors, optimizer: Tensors) -> None:
-        """Write one; nothing changes if it is there already."""
+        """Write one; nothing changes if it is there already, as another launch may have written."""
+        if self._store.size(self._key(progressed.step)) is not None:
+            return
         folder = self._at(progressed.step)
         objects = {}
         for name, tensors in ((_WEIGHTS, weights), (_OPTIMISER, optimizer)):
             data = save({key: each.detach().cpu().contiguous() for key, each in tensors.items()})
             digest = sha256_bytes(data)
             key = f"{folder}/{name}.safetensors"
-            # What a killed process left half-done is not believed; what another wrote is the same.
+            # What a killed process left half-done is not believed.
             if not self._store.write_new(key, data) and not self._has(key, digest):
                 self._store.delete(key)
                 self._store.write_new(key, data)
@@ -123,11 +125,14 @@ class Checkpoints:
     def _tensors(self, step: int, name: str, state: Mapping[str, Any]) -> Tensors:
         key = f"{self._at(step)}/{name}.safetensors"
         size, digest = _entry(state, name, self._key(step))
+        if self._store.size(key) is None:
+            raise FormatError(f"{key}: is missing", hint=_AGAIN)
         try:
             data = self._store.read(key, sha256=digest, limit=size)
+        except FormatError as error:
+            raise FormatError(f"{key}: was changed or damaged", hint=_AGAIN) from error
+        try:
             return load(data)
-        except (StoreError, FormatError):
-            raise
         except Exception as error:  # safetensors has exceptions of its own, in Rust
             raise FormatError(f"{key}: not safetensors", hint=_AGAIN) from error
 

@@ -34,6 +34,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FILES: Final = (CONFIG, WEIGHTS)
 
 _LAYOUT: Final = "nvfp4-pack-quantized"
+_COMPUTED_IN: Final = "bfloat16"
+"""compressed-tensors unpacks weights to it, whatever a model is loaded as: transformers' products
+of these with activations of another dtype fail."""
 _DTYPES: Final = {"F16": torch.float16, "BF16": torch.bfloat16}
 _TOKENS: Final = ("bos", "eos")
 _RECIPROCAL: Final = 2.0**-21
@@ -77,7 +80,8 @@ def export_hf(
     with whole_file(folder / WEIGHTS, check) as part, written(folder / WEIGHTS):
         save_file(dict(_tensors(trained, inputs or {})), part, metadata={"format": "pt"})
     quantization = _quantization(activations=bool(inputs))
-    write_config(folder, {**folder_config(model), "quantization_config": quantization})
+    facts = {**folder_config(model), "dtype": _COMPUTED_IN, "quantization_config": quantization}
+    write_config(folder, facts)
     return compared
 
 

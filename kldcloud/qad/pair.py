@@ -12,7 +12,13 @@ import torch
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.gguf_header import read_tensor_bytes
-from kldcloud.qad.architectures import EMBEDDING, ModelMap, ModelParameter, map_model
+from kldcloud.qad.architectures import (
+    EMBEDDING,
+    ModelMap,
+    ModelParameter,
+    check_shapes,
+    map_model,
+)
 from kldcloud.qad.formats.blocks import BLOCK_TYPES
 from kldcloud.qad.formats.grid import Grid
 from kldcloud.qad.nvfp4_layers import input_formats, weight_formats
@@ -147,28 +153,3 @@ def grid_of(init: ModelMap, parameter: ModelParameter) -> Grid:
     if parameter.file_rows is None:
         return grid
     return grid.permuted(np.asarray(parameter.file_rows))
-
-
-def check_shapes(teacher: ModelMap, init: ModelMap) -> None:
-    """Refuse an init that is no quantised copy of the teacher.
-
-    Raises:
-        FormatError: says the first parameter that differs.
-    """
-    mine, theirs = _shapes(init), _shapes(teacher)
-    if mine == theirs:
-        return
-    name = next(each for each in (*theirs, *mine) if mine.get(each) != theirs.get(each))
-    raise FormatError(
-        f"{init.path}: its {name} is {_shown(mine.get(name))}, the teacher's"
-        f" {_shown(theirs.get(name))}",
-        hint="the init must be a quantised file of the teacher itself",
-    )
-
-
-def _shapes(model: ModelMap) -> Mapping[str, tuple[int, ...]]:
-    return {name: each.shape for name, each in model.parameters.items()}
-
-
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else " x ".join(map(str, shape))

@@ -7,10 +7,10 @@ that ended training, where trying again would end the same way.
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from kldcloud.errors import EngineError, KldcloudError
+from kldcloud.errors import EngineError, KldcloudError, UserError
 from kldcloud.qad.progress_file import read_record
 from kldcloud.staging.stage import canonical_json
 from kldcloud.store import open_store
@@ -25,10 +25,17 @@ _MOST_BYTES: Final = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The error that ended training."""
+    """The error that ended training.
+
+    Attributes:
+        message: what happened.
+        hint: the next step.
+        correctable: whether a person can correct it, which the exit code says.
+    """
 
     message: str
     hint: str | None
+    correctable: bool = False
 
 
 def train_process(order: TrainingOrder, store: str, rank: int, world: int, device: str) -> None:
@@ -61,10 +68,10 @@ def train_process(order: TrainingOrder, store: str, rank: int, world: int, devic
             for _ in steps(training):
                 pass
     except KldcloudError as error:
-        facts = {"message": error.message, "hint": error.hint}
+        refusal = Refusal(error.message, error.hint, isinstance(error, UserError))
         # Where even this cannot be written, Ray's own report has to do.
         with suppress(KldcloudError):
-            kept.write_new(f"{order.prefix}/{REFUSED}", canonical_json(facts))
+            kept.write_new(f"{order.prefix}/{REFUSED}", canonical_json(asdict(refusal)))
         raise
 
 
@@ -82,8 +89,10 @@ def raise_refusal(store: Store, prefix: str) -> None:
     """Raise what ended training, if it was refused.
 
     Raises:
-        EngineError: in the words of the process.
+        UserError: in the words of the process, if a person can correct it.
+        EngineError: in its words, if not.
     """
     found = read_refusal(store, prefix)
     if found is not None:
-        raise EngineError(found.message, hint=found.hint)
+        kind = UserError if found.correctable else EngineError
+        raise kind(found.message, hint=found.hint)

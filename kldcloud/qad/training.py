@@ -10,32 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import distributed
 
 from kldcloud.divergence.linear.side import exact_products
-from kldcloud.errors import EngineError, UserError
+from kldcloud.errors import EngineError
 from kldcloud.pipeline.sources import local_copy
 from kldcloud.qad.calibration import CALIBRATION_CHUNKS, calibration
 from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.looks import Look, Progressed
 from kldcloud.qad.loss import OutputHead, kld_sum, token_kld
-from kldcloud.qad.pair import Pair, load_pair
+from kldcloud.qad.pair import load_pair
 from kldcloud.qad.precision import COMPUTED_IN, narrow, recompute
 from kldcloud.qad.schedule import rate_at
-from kldcloud.qad.sharding import like, shard, whole
-from kldcloud.qad.student import NORMS, hidden_states, output_head
+from kldcloud.qad.sharding import check_even, shard_pair, whole
+from kldcloud.qad.student import hidden_states, output_head
+from kldcloud.qad.trained_state import TrainedState
 from kldcloud.qad.training_order import TrainingOrder, is_over
 from kldcloud.qad.training_tokens import Tokens, open_tokens
-from kldcloud.spec.qad_job import TrainSpec
 from kldcloud.store.base import Store
-
-BETAS: Final = (0.9, 0.95)
-_AVERAGES: Final = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +104,9 @@ class Training:
         if train.recompute:
             recompute(self._pair.student.model)
         if sharded:
-            _check_even(order.train, world)
-            self._pair = _sharded(self._pair)
-        self._optimizer = _optimizer(self._pair, order.train)
+            check_even(order.train, world)
+            self._pair = shard_pair(self._pair)
+        self._state = TrainedState(self._pair.student, order.train)
         self._teacher_head = output_head(self._pair.teacher, self._dtype)
         self._progressed = Progressed(0, ())
         self._resume()
@@ -132,7 +128,8 @@ class Training:
         A checkpoint is written at each look, as the best of them is what is exported.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; the last checkpoint stays.
+            DivergedError: a loss or gradient is not finite, on held-out text too; the last
+                checkpoint stays.
         """
         self.first_look()
         while not is_over(self._progressed, self._order):
@@ -148,13 +145,10 @@ class Training:
         rate = rate_at(number, total, self._order.train)
         kld, norm = self._accumulate(number)
         if not (math.isfinite(kld) and math.isfinite(norm)):
-            raise DivergedError(
-                f"the loss is {kld} and its gradient {norm} at step {number + 1} of {total}",
-                hint=f"the checkpoint of step {self._last_kept()} is good; try a lower train.lr",
+            raise self._diverged(
+                f"the loss is {kld} and its gradient {norm} at step {number + 1} of {total}"
             )
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["height"] * rate
-        self._optimizer.step()
+        self._state.step(rate)
         done, looks, look = number + 1, self._progressed.looks, None
         if done % self._order.eval_every == 0 or done == total:
             look = self._look(done)
@@ -163,7 +157,7 @@ class Training:
         kept = look is not None or done % self._order.checkpoint_every == 0
         if kept:
             self._write()
-        return StepDone(done, kld, norm, self._rates(), look, kept)
+        return StepDone(done, kld, norm, self._state.rates(), look, kept)
 
     @exact_products()
     def _accumulate(self, number: int) -> tuple[float, float]:
@@ -172,7 +166,7 @@ class Training:
         chosen = order.batches.step(number)
         count = len(chosen) * order.tokens.context
         mine = chosen[self._rank :: self._world]
-        self._optimizer.zero_grad(set_to_none=False)
+        self._state.forget_gradients()
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for at in range(0, len(mine), order.train.micro_batch):
             tokens = self._tensor(self._tokens[mine[at : at + order.train.micro_batch]])
@@ -184,7 +178,7 @@ class Training:
             scale = self._world if self._sharded else 1
             (scale * found.total / count).backward()  # type: ignore[no-untyped-call]
             total += found.total.detach()
-        parameters = self._parameters()
+        parameters = self._state.parameters
         if self._world > 1:
             distributed.all_reduce(total)
             if not self._sharded:
@@ -216,6 +210,9 @@ class Training:
         if self._world > 1:
             distributed.all_reduce(sums)
         kld, same, count = sums.tolist()
+        if not math.isfinite(kld):
+            after = f"after step {step} of {self._order.batches.steps}" if step else "at the start"
+            raise self._diverged(f"the loss on held-out text is {kld} {after}")
         return Look(step, kld / count, same / count)
 
     def _student_head(self) -> OutputHead:
@@ -224,113 +221,40 @@ class Training:
     def _tensor(self, chunks: Tokens) -> torch.Tensor:
         return torch.from_numpy(chunks.astype(np.int64)).to(self._device)
 
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [each for group in self._optimizer.param_groups for each in group["params"]]
-
-    def _rates(self) -> Mapping[str, float]:
-        groups = self._optimizer.param_groups
-        return {
-            name: group["lr"] for name, group in zip(self._pair.student.groups, groups, strict=True)
-        }
-
-    def _named(self) -> Mapping[str, torch.nn.Parameter]:
-        groups = self._pair.student.groups.values()
-        return {name: each for group in groups for name, each in group.items()}
-
-    def _last_kept(self) -> int:
-        return max(self._checkpoints.steps(), default=0)
+    def _diverged(self, message: str) -> DivergedError:
+        """The error, with what is left to go by: a checkpoint, or else the file to blame."""
+        if kept := self._checkpoints.steps():
+            hint = f"the checkpoint of step {kept[-1]} is good; try a lower train.lr"
+            return DivergedError(message, hint=hint)
+        models = {"teacher": self._pair.teacher, "init": self._pair.student.model}
+        for model, loaded in models.items():
+            for name, parameter in loaded.named_parameters():
+                if not torch.isfinite(whole(parameter)).all():
+                    at_fault = f"{name} of the {model} has weights that are no finite numbers"
+                    return DivergedError(f"{message}: {at_fault}", hint="make that file again")
+        return DivergedError(message, hint="try the teacher and the init in llama.cpp")
 
     def _write(self) -> None:
-        state = self._optimizer.state
-        averages = {
-            f"{name}.{kind}": whole(state[each][kind])
-            for name, each in self._named().items()
-            for kind in _AVERAGES
-            if each in state
-        }
-        weights = {name: whole(each) for name, each in self._named().items()}
+        weights, averages = self._state.whole(keep=self._rank == 0)
         if self._rank == 0:
             self._checkpoints.write(self._progressed, weights, averages)
-            newest = self._checkpoints.steps()[-self._order.keep :]
-            best = self._progressed.best
-            self._checkpoints.keep({*newest, *([best.step] if best else [])})
+            self._forget_older()
         if self._world > 1:
             distributed.barrier()
 
+    def _forget_older(self) -> None:
+        """Delete checkpoints that nobody needs; what is ahead of us is another launch's."""
+        found, best = self._checkpoints.steps(), self._progressed.best
+        behind = [each for each in found if each <= self._progressed.step]
+        ahead = found[len(behind) :]
+        newest = behind[-self._order.keep :]
+        self._checkpoints.keep({*ahead, *newest, *([best.step] if best else [])})
+
     def _resume(self) -> None:
-        found = self._checkpoints.steps()
-        if not found:
-            return
-        checkpoint = self._checkpoints.read(found[-1])
-        named = self._named()
-        _check_names(checkpoint.weights, named)
-        with torch.no_grad():
-            for name, parameter in named.items():
-                parameter.copy_(like(checkpoint.weights[name], parameter))
-        for name, parameter in named.items():
-            averages = {kind: checkpoint.optimizer.get(f"{name}.{kind}") for kind in _AVERAGES}
-            if all(each is not None for each in averages.values()):
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(checkpoint.progressed.step)),
-                    **{
-                        k: like(each, parameter) for k, each in averages.items() if each is not None
-                    },
-                }
-        self._progressed = checkpoint.progressed
-
-
-def _check_even(train: TrainSpec, world: int) -> None:
-    if train.global_batch % (world * train.micro_batch):
-        raise UserError(
-            f"train.global_batch: {train.global_batch} chunks cannot be dealt out evenly to {world}"
-            f" processes, {train.micro_batch} at a time",
-            hint=f"make it a multiple of {world * train.micro_batch}",
-        )
-    if train.train_head:
-        raise UserError(
-            "train.train_head: the head stays whole in every process, so it cannot be trained"
-            " on several GPUs yet",
-            hint="set it to false",
-        )
-
-
-def _sharded(pair: Pair) -> Pair:
-    shard(pair.teacher)
-    model = pair.student.model
-    shard(model)
-    named = dict(model.named_parameters())
-    groups = {
-        group: {name: named[name] for name in members}
-        for group, members in pair.student.groups.items()
-    }
-    return Pair(pair.teacher, replace(pair.student, groups=groups))
-
-
-def _optimizer(pair: Pair, train: TrainSpec) -> torch.optim.AdamW:
-    norms = train.lr if train.lr_norms is None else train.lr_norms
-    groups: list[dict[str, Any]] = [
-        {
-            "params": list(named.values()),
-            "height": norms if name == NORMS else train.lr,
-            # Decay would pull a norm towards 0, which is no smaller model.
-            "weight_decay": 0.0 if name == NORMS else train.weight_decay,
-        }
-        for name, named in pair.student.groups.items()
-    ]
-    for group in groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    return torch.optim.AdamW(groups, lr=train.lr, betas=BETAS)
-
-
-def _check_names(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    """A checkpoint of this very run has what is trained; anything else was tampered with."""
-    mine = {name: tuple(each.shape) for name, each in wanted.items()}
-    if {name: tuple(each.shape) for name, each in found.items()} != mine:
-        raise EngineError(
-            "a checkpoint holds other tensors than those that are trained",
-            hint="delete the run's checkpoints and launch the job again",
-        )
+        if found := self._checkpoints.steps():
+            checkpoint = self._checkpoints.read(found[-1])
+            self._state.restore(checkpoint)
+            self._progressed = checkpoint.progressed
 
 
 def _silent(_done: int, _total: int) -> None:

@@ -258,7 +258,8 @@ def test_a_report_of_one_that_was_not_trained_says_so(kept: KeptQad, command: Co
 
 
 def test_a_report_before_the_end_is_refused(kept: KeptQad, command: Command) -> None:
-    expected = f"run {QAD} has no result yet; launch its job again to finish it"
+    hint = "kldcloud status says whether it is at work; if not, launch its job again"
+    expected = f"run {QAD} has no result yet; {hint}"
     kept.result(sweep="../../elsewhere")
     assert command(*in_store(kept, "report", QAD)).complaint == expected
     kept.store.delete(f"qad/{QAD}/result.json")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kldcloud.clusters.interrupts import never_swallowed
+from kldcloud.clusters.interrupts import never_swallowed, put_off
 
 
 class _Falls:
@@ -140,3 +140,32 @@ def test_a_handler_of_somebody_else_and_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert ended == ["well"]
+
+
+def test_one_that_is_put_off_comes_at_the_end_of_the_block() -> None:
+    reached: list[str] = []
+
+    def ends() -> None:
+        with put_off():
+            for step in (interrupt, interrupt, fail):
+                reached.append(step.__name__)
+                step()
+
+    with pytest.raises(KeyboardInterrupt):
+        ends()
+    assert reached == ["interrupt", "interrupt", "fail"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_block_that_nobody_interrupts_ends_as_it_would() -> None:
+    with pytest.raises(RuntimeError, match="did not start"), put_off():
+        fail()
+    with put_off():
+        pass
+    other = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with put_off():
+            interrupt()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, other)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kldcloud.clusters import ray_training
 from kldcloud.clusters.local_ray import LocalMachines
 from kldcloud.clusters.ray_training import train
 from kldcloud.errors import EngineError
@@ -70,3 +71,21 @@ def test_processes_that_cannot_live_end_it_in_one_line() -> None:
     with pytest.raises(EngineError, match=r"training processes died: .*int.* 2 arg") as caught:
         train(LocalMachines(), World(1, 1, gpus=False), int)
     assert "goes on from the last checkpoint" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ray", "said"),
+    [
+        (
+            "[Rank 0]\nkldcloud.errors.StoreError: store /s is on a full disk (a/b); free some\n",
+            "store /s is on a full disk (a/b)",
+        ),
+        (
+            "The worker died unexpectedly. Check python-core-worker-*.log files.",
+            "The worker died unexpectedly",
+        ),
+        (" \n", "RuntimeError"),
+    ],
+)
+def test_how_they_died_is_one_sentence_and_no_advice_about_rays_logs(ray: str, said: str) -> None:
+    assert ray_training._said(RuntimeError(ray)) == said

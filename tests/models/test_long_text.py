@@ -31,10 +31,25 @@ def test_places_are_those_of_the_whole_text(
         place = found.place(at)
         assert place == len(whole[:at].encode())
         assert found.characters_before(place) == at
-        after = whole.find("\n", at)
-        line = whole if after < 0 else whole[: after + 1]
-        assert found.line_end(place) == len(line.encode())
     assert b"".join(found.blocks(0, found.end)) == whole.encode()
+
+
+def test_it_is_cut_behind_a_line_or_else_a_word_or_else_right_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = "-" * 60
+    for text, cut in (
+        ("ein Größter\nZweig" + rest, "ein Größter\n"),
+        # No line ends in the first quarter of what is left.
+        ("ein Größter" + rest + "\n", "ein "),
+        ("大きさ" * 20, "大き"),
+    ):
+        found = opened(tmp_path, text)
+        assert found.cut(found.place(2)) == len(cut.encode()), text
+        assert found.cut(found.end) == found.end
+    monkeypatch.setattr(long_text, "_NEAR_BYTES", 4)
+    found = opened(tmp_path, "ein Größter\nZweig" + rest)
+    assert found.cut(0) == 4
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 1 << 20])

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kldcloud.errors import StoreError
+from kldcloud.errors import StoreError, UserError
 from kldcloud.pipeline.progress import Silent
-from kldcloud.pipeline.qad_copy import copy_folder_from_store, copy_from_store, copy_here
+from kldcloud.pipeline.qad_copy import (
+    check_place,
+    copy_folder_from_store,
+    copy_from_store,
+    copy_here,
+)
 from kldcloud.store import open_store
 from kldcloud.store.digest import sha256_bytes
 from tests.report.summaries import as_summary, summary_dict
@@ -58,3 +63,27 @@ def test_a_folder_comes_file_by_file(tmp_path: Path) -> None:
         assert found == {
             name: name.encode() + DATA for name in ("config.json", "model.safetensors")
         }
+
+
+def test_a_place_that_cannot_be_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_bytes(b"")
+    folder.mkdir()
+    for good in (file, Path("new.gguf"), folder / "a" / "b.gguf"):
+        check_place(good, folder=False)
+    for good in (folder, Path("new"), folder / "a" / "b"):
+        check_place(good, folder=True)
+    assert sorted(tmp_path.rglob("*")) == [file, folder]
+    with pytest.raises(UserError, match=r"export\.path: .*folder is there, and no file"):
+        check_place(folder, folder=False)
+    with pytest.raises(UserError, match=r"export\.path: .*file is there, and no folder"):
+        check_place(file, folder=True)
+    for wanted in (False, True):
+        with pytest.raises(UserError, match=r"export\.path: .*/file is no folder"):
+            check_place(file / "a" / "b", folder=wanted)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match=r"export\.path: .*folder cannot be written to"):
+        check_place(folder / "b.gguf", folder=False)

@@ -13,10 +13,12 @@ from kldcloud.corpus.chunks import Tokens, cut_chunks
 from kldcloud.errors import UserError
 from kldcloud.models import long_text, long_tokens
 from kldcloud.models.llama_tokenizer import LlamaTokenizer, open_llama_tokenizer
+from kldcloud.pipeline import qad_texts as qad_texts_module
 from kldcloud.pipeline.progress import Silent
 from kldcloud.pipeline.qad_texts import QadTexts, qad_texts, tokens_digest
 from kldcloud.pipeline.sources import HERE
 from kldcloud.spec.qad_job import QadJob
+from kldcloud.spec.uri import parse_uri
 from kldcloud.store.digest import sha256_bytes
 from tests.golden.cases import TEXT
 from tests.tiny_models import BOS_ID, tiny_pair
@@ -119,6 +121,78 @@ def test_of_a_long_rest_no_more_is_measured_than_the_job_says(model: Path, text:
             )
         assert np.array_equal(found, wanted)
     assert len(proof) < len(everything) / 2
+
+
+def test_a_text_without_lines_is_cut_at_words(model: Path, text: Path) -> None:
+    one_line = text.read_text().replace("\n", " ")
+    text.write_text(one_line)
+    found = parts(job(model, text, heldout=20), model)
+    assert len(found.training.open()) > 200
+    assert len(found.looks) == 4
+    proof = found.proof.read_text()
+    assert one_line[: one_line.index(proof)].endswith(" ")
+    with open_llama_tokenizer(model) as tokenizer:
+        assert len(tokenizer.text(proof)) >= 20 * CONTEXT
+
+
+def with_second(wanted: QadJob, text: Path, chunks: Any = 16) -> QadJob:
+    changed = {"second_text": parse_uri(str(text)), "second_chunks": chunks}
+    return wanted.model_copy(update={"eval": wanted.eval.model_copy(update=changed)})
+
+
+def test_of_a_long_second_text_no_more_is_measured_than_the_job_says(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "second.txt"
+    second.write_text(text.read_text().upper())
+    wanted = job(model, text)
+    assert parts(wanted, model).second is None
+    assert parts(with_second(wanted, second, "all"), model).second is None
+    assert parts(with_second(wanted, second, 100_000), model).second is None
+    found = parts(with_second(wanted, second, 3), model).second
+    assert found is not None
+    beginning = found.read_text()
+    assert len(beginning) < second.stat().st_size / 4
+    with open_llama_tokenizer(model) as tokenizer:
+        some, whole = (
+            cut_chunks(tokenizer.text(each.removesuffix("\n")), CONTEXT, 3)
+            for each in (beginning, second.read_text())
+        )
+    assert np.array_equal(some, whole)
+
+
+def test_more_than_llama_cpp_counts_is_refused_before_training(
+    model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qad_texts_module, "MOST_AT_ONCE", 9000)
+    said = r"data\.text: what looks leave of it has [0-9,]+ bytes, more than the 9,000 that llama"
+    with pytest.raises(UserError, match=said):
+        parts(job(model, text), model)
+    parts(job(model, text, heldout=20), model)
+
+
+def test_what_the_sweep_would_find_too_short_is_refused_before_training(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "second.txt"
+    second.write_text("far too short")
+    wanted = with_second(job(model, text), second)
+    said = rf"eval\.second_text: the text has \d+ tokens, fewer than two chunks of {CONTEXT}"
+    with pytest.raises(UserError, match=said):
+        parts(wanted, model)
+    # Tokens are not as dense everywhere: looks take more of these than their share.
+    text.write_text("the " * 224 + "the\n" + "大" * 200 + "\n" + "the " * 100)
+    with pytest.raises(
+        UserError, match=r"data\.text: what looks leave of it has \d+ tokens, fewer"
+    ):
+        parts(job(model, text), model)
+
+
+@pytest.mark.parametrize("chunks", [4, "all"])
+def test_an_empty_text_is_refused_in_one_line(model: Path, text: Path, chunks: Any) -> None:
+    text.write_text("")
+    with pytest.raises(UserError, match=r"its held-out part has \d tokens, too few for [14] chunk"):
+        parts(job(model, text, chunks), model)
 
 
 def test_a_text_that_is_too_short_is_refused_and_leaves_nothing(

@@ -95,8 +95,7 @@ def test_compressed_tensors_and_transformers_read_the_student(
     export_gguf(init, trained, tmp_path / "student.gguf")
     student = load_model(tmp_path / "student.gguf")
     export_hf(teacher, trained, tmp_path / "hf")
-    # The package unpacks weights to bfloat16.
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.bfloat16)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert [type(theirs).__name__] == config["architectures"]
     with torch.no_grad():
@@ -145,7 +144,7 @@ def test_activations_have_a_scale_for_each_matrix(
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     group = config["quantization_config"]["config_groups"]["group_0"]
     assert group["input_activations"]["dynamic"] == "local"
-    assert (config["dtype"], config["use_cache"]) == ("float32", True)
+    assert (config["dtype"], config["use_cache"]) == ("bfloat16", True)
 
 
 def test_norms_alone_leave_the_teacher_rounded(

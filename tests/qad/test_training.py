@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from kldcloud.errors import EngineError, FormatError, UserError
+from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
 from kldcloud.qad import training
 from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.export import changed_codes, export_gguf
 from kldcloud.qad.looks import Look, Progressed
-from kldcloud.qad.loss import KldSum, kld_sum
+from kldcloud.qad.loss import KldSum, TokenKld, kld_sum, token_kld
 from kldcloud.qad.pair import load_pair
 from kldcloud.qad.schedule import rate_at
 from kldcloud.qad.student import CODES, HEAD, NORMS, hidden_states, output_head
@@ -163,6 +164,24 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     assert states[0] == states[1]
 
 
+def test_two_launches_at_once_delete_nothing_that_the_other_needs(
+    teacher: Path, init: Path, tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path))
+    # The best look is that of step 5: its checkpoint is none of the newest.
+    options: dict[str, Any] = {"train": {"epochs": 2, "lr": 5e-4}, "keep": 1}
+    options["checkpoint_every"] = 1
+    whole = order(teacher, init, store, **options)
+    slow = Training(whole, store).steps()
+    next(slow)
+    run(store, teacher, init, **options)
+    kept = Checkpoints(store, whole.prefix, whole.run)
+    assert kept.steps() == [5, 20]
+    for done in slow:
+        assert {5, 20} <= set(kept.steps()), done.step
+    assert kept.steps() == [5, 20]
+
+
 def test_micro_batches_change_memory_and_no_gradient(
     teacher: Path, init: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +212,41 @@ def test_a_loss_that_is_no_number_ends_it_and_keeps_what_was_good(
     assert all(torch.isfinite(each).all() for each in weights(store, 5).values())
     monkeypatch.undo()
     assert run(store, teacher, init)[0].step == 6
+
+
+def test_weights_that_are_no_numbers_are_named_before_anything_is_kept(
+    teacher: Path, init: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    data = bytearray(teacher.read_bytes())
+    start = read_gguf_header(teacher).tensors["blk.1.ffn_up.weight"].offset
+    data[start : start + 4] = np.float32(np.inf).tobytes()
+    broken.write_bytes(data)
+    store = open_store(str(tmp_path / "store"))
+    named = r"at the start: model\.layers\.1\.mlp\.up_proj\.weight of the teacher has weights that"
+    with pytest.raises(DivergedError, match=named):
+        run(store, broken, init)
+    assert not list(store.list("qad/tiny-0/checkpoints/"))
+
+
+def test_a_held_out_loss_that_is_no_number_ends_it_and_is_not_kept(
+    teacher: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    seen = 0
+
+    def breaks(*states: Any) -> TokenKld:
+        nonlocal seen
+        seen += 1
+        found = token_kld(*states)
+        # Three chunks each look: the third look, after step 10, is broken.
+        return found if seen <= 6 else TokenKld(found.kld * math.nan, found.same_top)
+
+    monkeypatch.setattr(training, "token_kld", breaks)
+    said = r"held-out text is nan after step 10 of 10; the checkpoint of step 5 is good"
+    with pytest.raises(DivergedError, match=said):
+        run(store, teacher, init)
+    assert Checkpoints(store, "qad/tiny-0", "tiny-0").steps() == [0, 5]
 
 
 def test_patience_and_a_bound_end_it(teacher: Path, init: Path, tmp_path: Path) -> None:

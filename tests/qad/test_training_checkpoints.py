@@ -38,11 +38,24 @@ def test_what_was_written_comes_back(kept: Checkpoints) -> None:
 
 
 def test_the_same_state_gives_the_same_bytes(kept: Checkpoints, tmp_path: Path) -> None:
-    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    before = [path.read_bytes() for path in files]
-    kept.write(Progressed(10, LOOKS), dict(reversed(WEIGHTS.items())), AVERAGES)
-    assert [path.read_bytes() for path in files] == before
+    assert kept.steps() == [10]
+    other = tmp_path / "other"
+    again = Checkpoints(open_store(str(other)), "qad/x", "x")
+    again.write(Progressed(10, LOOKS), dict(reversed(WEIGHTS.items())), AVERAGES)
+    files = sorted((other / "qad").rglob("*.*"))
     assert len(files) == 3
+    for path in files:
+        assert path.read_bytes() == (tmp_path / path.relative_to(other)).read_bytes()
+
+
+def test_one_that_is_whole_stays_though_another_launch_came_to_other_bits(
+    kept: Checkpoints,
+) -> None:
+    others = {name: each + 1 for name, each in WEIGHTS.items()}
+    kept.write(Progressed(10, LOOKS), others, {})
+    found = kept.read(10)
+    assert torch.equal(found.weights["a.weight"], WEIGHTS["a.weight"])
+    assert found.optimizer.keys() == AVERAGES.keys()
 
 
 def test_one_without_its_state_does_not_count_and_is_written_over(

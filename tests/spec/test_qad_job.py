@@ -541,6 +541,13 @@ def test_an_export_never_overwrites_what_the_job_reads(
         ("train.lrr=1", "--set: train.lrr: unknown key; did you mean 'lr'?"),
         ("student.format=nvfp5", "--set: student.format: must be one of gguf, nvfp4, not 'nvfp5'"),
         ("kind=sweep", "x.yaml:3: teacher: unknown key; "),
+        (
+            "eval.heldout_chunks=1",
+            (
+                "--set: eval.heldout_chunks: must be at least 2, or all: the verdict goes by how "
+                "much chunks differ, not 1"
+            ),
+        ),
     ],
 )
 def test_a_wrong_override_is_refused_the_same_way(

@@ -245,7 +245,12 @@ def test_it_is_found_by_its_id_a_prefix_or_as_what_was_heard_of_last(kept: KeptQ
     assert find_status("latest", uri).qad == QAD
     kept.progress(seen=NOW - 100)
     assert find_status("latest", uri).run == SWEEP
-    with pytest.raises(UserError, match=f"small could be any of {QAD}, {SWEEP}"):
+    assert find_status("small", uri).qad == QAD
+    KeptQad(kept.store, "small-ffff").job()
+    with pytest.raises(UserError, match=f"small could be any of {QAD}, small-ffff; "):
+        find_status("small", uri)
+    KeptRun(kept.store, "smallest-0").driver(attempt(60))
+    with pytest.raises(UserError, match=f"small could be any of {QAD}, small-ffff, smallest-0; "):
         find_status("small", uri)
     with pytest.raises(UserError, match=f"no run nope in {uri}; it has {SWEEP}"):
         find_status("nope", uri)
