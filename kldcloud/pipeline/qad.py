@@ -108,13 +108,14 @@ def run_qad(
     machines = machines or this_machine()
     nodes = machines.nodes()
     # What would end the sweep after hours of training ends it now.
-    mixed_engines(nodes, allowed=launched.allow_mixed)
-    check_layers_on_gpu(cluster.engine_for(job.engine).n_gpu_layers, nodes, progress)
+    layers, gpus = cluster.engine_for(job.engine).n_gpu_layers, usable_gpus()
+    mixed_engines(nodes, gpus=layers != 0 or gpus > 0, allowed=launched.allow_mixed)
+    check_layers_on_gpu(layers, nodes, progress)
     sources = launched.sources
     teacher = find_teacher(job, progress, sources)
     texts = qad_texts(job, teacher.path, progress, sources)
     files = qad_files(job, teacher, texts.training.open(), progress, sources)
-    world = trainer.world if trainer else world_for(cluster, nodes, usable_gpus())
+    world = trainer.world if trainer else world_for(cluster, nodes, gpus)
     of_trainer = IDENTITY if trainer else None
     order = training_order(job, cluster, world, files, texts, of_trainer)
     launched.on_run(order.run)
