@@ -8,26 +8,42 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from kldcloud.errors import StoreError
+from kldcloud.errors import StoreError, UserError
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.part_file import complete_hashed
+from kldcloud.models.regular_file import refuse_replacing
 from kldcloud.models.store_copy import cached_copy
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.qad_folder import what_is_missing
 from kldcloud.report.summary_shape import Summary
+from kldcloud.spec.qad_job import ExportSpec
 from kldcloud.store.base import Store
 
 _IN_STORE: Final = "the store has it; copy it from there"
+
+
+def check_place(export: ExportSpec) -> None:
+    """See, before anything is trained, that what comes of it can go where it is wanted.
+
+    Raises:
+        UserError: something is there that it would not replace.
+    """
+    if export.path is None:
+        return
+    if export.to != "hf":
+        refuse_replacing(export.path, hint="give export.path the name of a file to write")
+    elif export.path.exists() and not export.path.is_dir():
+        raise UserError(f"{export.path} is not a folder", hint="give export.path another name")
 
 
 def copy_here(path: Path, target: Path, progress: Progress) -> None:
     """Copy a file of this machine; the target is whole, or as it was.
 
     Raises:
-        StoreError: it cannot be written, or what is there is a folder or a device.
+        StoreError: it cannot be written.
+        UserError: what is there is no file.
     """
-    if target.exists() and not target.is_file():
-        raise StoreError(f"{target} is not a file", hint=_IN_STORE)
+    refuse_replacing(target, hint=_IN_STORE)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

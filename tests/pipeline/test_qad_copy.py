@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kldcloud.errors import StoreError
+from kldcloud.errors import StoreError, UserError
 from kldcloud.pipeline.progress import Silent
 from kldcloud.pipeline.qad_copy import copy_folder_from_store, copy_from_store, copy_here
 from kldcloud.store import open_store
@@ -42,7 +42,7 @@ def test_what_is_not_a_file_is_never_replaced(tmp_path: Path, make: Callable[[Pa
     source.write_bytes(DATA)
     make(target)
     before = target.lstat()
-    with pytest.raises(StoreError, match="there is not a file"):
+    with pytest.raises(UserError, match="there is not a file; the store has it"):
         copy_here(source, target, Silent())
     assert target.lstat() == before
 
