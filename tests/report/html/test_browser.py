@@ -177,6 +177,13 @@ def test_without_scripts_the_words_and_the_tables_are_there(chromium: Browser, p
 # Tables
 
 
+def test_names_stand_at_the_left_of_every_table(chromium: Browser, page: str) -> None:
+    chromium.show(page)
+    for table in (".results", ".macro", ".files"):
+        for part in ("thead th:first-child", "tbody th[scope=row]"):
+            assert chromium.style(f"{table} {part}", "text-align") == "left", (table, part)
+
+
 def test_a_heading_sorts_its_table_and_says_which_way(chromium: Browser, page: str) -> None:
     chromium.show(page)
     given = [*SIZES, "TQ1_0"]
