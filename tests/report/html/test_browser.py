@@ -371,6 +371,16 @@ def test_it_prints_in_light_colours_without_buttons(chromium: Browser, page: str
     assert 3 <= pages <= 12
 
 
+def test_paper_is_as_wide_as_its_tables(chromium: Browser) -> None:
+    shape = realistic_dict(failing=True)
+    for name in SIZES:
+        rename(shape, name, f"Model-135M-Instruct-somebody-dynamic-2.0-with-a-long-name-{name}")
+    paper = 703  # of a sheet of A4 without its margins
+    chromium.show(render_html(as_summary(shape), None, None), width=paper)
+    chromium.media("print", dark=False)
+    assert chromium.run("return document.documentElement.scrollWidth") == paper
+
+
 # A phone
 
 
