@@ -79,7 +79,8 @@ def main() -> None:
     except OSError as error:
         # The machine's doing: a full disk under a library's own cache, an output that is closed.
         where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}{error.strerror or error}; run the same command again once it is mended")
+        why = str(error.strerror or error).rstrip(".")
+        _complain(f"{where}{why}; run the same command again once it is mended")
         sys.exit(1)
     if code == INTERRUPTED:
         _complain("stopped; the same command goes on from here")
