@@ -221,10 +221,10 @@ def finish(launch: RemoteLaunch, followed: Followed, store: Store, progress: Pro
         )
     if attempt.exit_code == UserError.exit_code:
         raise UserError(f"on its machines: {attempt.error}")
-    raise EngineError(
-        f"the job failed on its machines: {attempt.error or 'the driver died without a word'}",
-        hint="the same command goes on from what is committed",
-    )
+    what = f"the job failed on its machines: {attempt.error}"
+    if not attempt.error:
+        what = "the job ended without a word: cancelled from elsewhere, or killed on its machines"
+    raise EngineError(what, hint="the same command goes on from what is committed")
 
 
 def await_machines(record: LaunchRecord, progress: Progress) -> SkyJob | None:

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kldcloud.errors import EngineError, KldcloudError, UserError
+from kldcloud.pipeline.launches import is_launch_id
 
-PREFIX: Final = "kld-"
-"""Of all our clusters' and managed jobs' names."""
 SUCCEEDED: Final = 0
 _KEPT_LINES: Final = 20
 _LAUNCH: Final = "sky.launch"
@@ -216,7 +215,7 @@ def down(name: str, *, managed: bool) -> None:
 def our_clusters() -> list[str]:
     """Names of all clusters of ours that SkyPilot has, up or stopped."""
     with _sky() as sky:
-        return [name for name in _clusters(sky) if name.startswith(PREFIX)]
+        return [name for name in _clusters(sky) if is_launch_id(name)]
 
 
 def our_managed_jobs() -> list[SkyJob]:
@@ -228,7 +227,7 @@ def our_managed_jobs() -> list[SkyJob]:
         return [
             SkyJob(str(_field(record, "job_name")), True, int(_field(record, "job_id")))
             for record in records
-            if str(_field(record, "job_name")).startswith(PREFIX)
+            if is_launch_id(str(_field(record, "job_name")))
         ]
 
 

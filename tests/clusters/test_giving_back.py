@@ -22,7 +22,10 @@ from kldcloud.clusters.giving_back import give_all_back, give_back
 from kldcloud.clusters.remote import await_machines
 from kldcloud.clusters.skypilot import SkyJob
 from kldcloud.errors import EngineError, KldcloudError
+from kldcloud.pipeline.launches import launch_id
 from kldcloud.pipeline.life import AttemptRecord, LaunchRecord, attempt_key, launch_key, read_launch
+from kldcloud.spec.cluster import ClusterSpec
+from kldcloud.spec.job import SweepJob
 from kldcloud.store import Store, open_store
 from tests.pipeline.sweeps import Notes
 
@@ -170,6 +173,22 @@ def test_cancelling_what_has_finished_says_so(
     monkeypatch.setattr(skypilot, "down", lambda *_, **__: None)
     said = CliRunner().invoke(app, ["cancel", "kld-x", "--store", store.uri])
     assert said.stdout == "kld-x: had finished already; its machines are given back\n"
+
+
+def test_only_what_has_the_name_of_a_launch_is_ours(sky: Sky, store: Store) -> None:
+    job = SweepJob.model_validate(
+        {
+            "kind": "sweep",
+            "name": "J",
+            "base": {"model": "b.gguf"},
+            "candidates": [{"quantize": "Q4_0"}],
+            "corpora": [{"name": "t", "text": "t.txt"}],
+            "store": store.uri,
+        }
+    )
+    launch = launch_id(job, store.uri, ClusterSpec(), ())
+    sky.clusters = ["kld-dev", "kld-box-12345678901", launch, "train-0123abcd"]
+    assert skypilot.our_clusters() == [launch]
 
 
 def test_one_that_will_not_go_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
