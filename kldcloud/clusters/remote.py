@@ -45,7 +45,7 @@ from kldcloud.spec.load import Job
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.spec.qad_modelopt import MODELOPT
 from kldcloud.spec.recipes import RECIPES
-from kldcloud.store import check_usable
+from kldcloud.store import check_usable, store_option
 from kldcloud.store.base import Store
 
 _MINUTE: Final = 60
@@ -139,7 +139,14 @@ def start(
         if job_there is not None:
             progress.note(f"launch {launch} is under way already")
         else:
-            job_there = await_machines(known, progress)
+            try:
+                job_there = await_machines(known, progress)
+            except KeyboardInterrupt:
+                progress.note(
+                    "its machines are still being set up, for whoever asked first; "
+                    f"kldcloud cancel {launch} {store_option(store.uri)} gives them back"
+                )
+                raise
         if job_there is not None:
             return RemoteLaunch(known, job_there)
     order = LaunchOrder(launch, store.uri, cluster, shipped, seconds, allow_mixed)
@@ -179,7 +186,8 @@ def start(
         )
     except BaseException:
         # Machines may be up, and nothing on them yet that would ever take them down.
-        give_back(record, store, progress)
+        if give_back(record, store, progress):
+            progress.note(f"no machine of {launch} is up any more")
         raise
     return RemoteLaunch(record, sky_job)
 

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kldcloud.cli.main import app
-from kldcloud.clusters import giving_back, skypilot
+from kldcloud.clusters import giving_back, remote, skypilot
 from kldcloud.clusters.giving_back import give_all_back, give_back
 from kldcloud.clusters.remote import await_machines
 from kldcloud.clusters.skypilot import SkyJob
@@ -30,6 +30,16 @@ from kldcloud.store import Store, open_store
 from tests.pipeline.sweeps import Notes
 
 RECORD = LaunchRecord("kld-x", launched=1.0)
+JOB = SweepJob.model_validate(
+    {
+        "kind": "sweep",
+        "name": "J",
+        "base": {"model": "/models/base.gguf"},
+        "candidates": [{"quantize": "Q4_0"}],
+        "corpora": [{"name": "t", "text": "/texts/t.txt"}],
+    }
+)
+RENTED = ClusterSpec(provider="skypilot", resources={"infra": "slurm/lab"})
 
 
 @dataclass(slots=True)
@@ -127,6 +137,50 @@ def test_a_cluster_that_is_not_there_yet_does_not_come_after_it_was_given_back(s
     assert sky.calls == [("down", "kld-x"), ("stream", "kld-x")]
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def start(store: Store, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launch `JOB`, whose files nobody looks at, until somebody presses Ctrl-C."""
+    monkeypatch.setattr(remote, "check_store", lambda *_: None)
+    monkeypatch.setattr(remote, "ship", lambda *_: ())
+    with pytest.raises(KeyboardInterrupt):
+        remote.start(JOB, RENTED, "lab", store, remote.Machine(), notes, seconds=60.0)
+
+
+def test_ctrl_c_beside_another_who_launches_says_that_machines_are_coming(
+    store: Store, sky: Sky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = launch_id(JOB, store.uri, RENTED, ())
+    store.write(launch_key(launch), json.dumps(asdict(LaunchRecord(launch))).encode())
+    sky.requests = [("first", "sky.launch", launch, 1.0)]
+    monkeypatch.setattr(skypilot, "joined", interrupted)
+    notes = Notes()
+    start(store, notes, monkeypatch)
+    assert notes.notes[-1] == (
+        "its machines are still being set up, for whoever asked first; "
+        f"kldcloud cancel {launch} --store {store.uri} gives them back"
+    )
+    assert ("down", launch) not in sky.calls
+
+
+def test_ctrl_c_of_who_asked_for_machines_gives_them_back_and_says_so(
+    store: Store, sky: Sky, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KLDCLOUD_CACHE", str(tmp_path / "cache"))
+    launch = launch_id(JOB, store.uri, RENTED, ())
+    sky.clusters = [launch]
+    monkeypatch.setattr(skypilot, "submit", interrupted)
+    notes = Notes()
+    start(store, notes, monkeypatch)
+    assert notes.notes[-1] == f"no machine of {launch} is up any more"
+    assert ("down", launch) in sky.calls
+    kept = read_launch(store, launch_key(launch))
+    assert kept is not None
+    assert kept.down
+
+
 # Given back, or not
 
 
@@ -176,17 +230,7 @@ def test_cancelling_what_has_finished_says_so(
 
 
 def test_only_what_has_the_name_of_a_launch_is_ours(sky: Sky, store: Store) -> None:
-    job = SweepJob.model_validate(
-        {
-            "kind": "sweep",
-            "name": "J",
-            "base": {"model": "b.gguf"},
-            "candidates": [{"quantize": "Q4_0"}],
-            "corpora": [{"name": "t", "text": "t.txt"}],
-            "store": store.uri,
-        }
-    )
-    launch = launch_id(job, store.uri, ClusterSpec(), ())
+    launch = launch_id(JOB, store.uri, ClusterSpec(), ())
     sky.clusters = ["kld-dev", "kld-box-12345678901", launch, "train-0123abcd"]
     assert skypilot.our_clusters() == [launch]
 
