@@ -22,7 +22,7 @@ from kldcloud.status.committed import READS_IN_FLIGHT
 from kldcloud.status.launch import launch_state, launches_in, stopped_with
 from kldcloud.status.qad import qad_status
 from kldcloud.status.run_files import RunFiles, attempt_started, read_plan_note, runs_in
-from kldcloud.status.vitals import is_working, judge, plausible
+from kldcloud.status.vitals import ENDED, judge, plausible
 from kldcloud.store.base import Store
 from kldcloud.store.keys import is_part
 from kldcloud.store.s3_parallel import run_in_flight
@@ -91,7 +91,7 @@ def _run_line(store: Store, run: RunFiles, now: float) -> RunLine:
     if attempt is not None:
         driver = plausible(read_driver(store, driver_key(run.run, attempt)))
         driver = driver and replace(driver, attempt=attempt)
-    if driver is not None and is_part(driver.launch) and is_working(driver, now):
+    if driver is not None and is_part(driver.launch) and driver.state not in ENDED:
         driver = stopped_with(plausible(read_launch(store, launch_key(driver.launch))), driver)
     plan = read_plan_note(store, run.run) if "plan.json" in run.names else None
     return RunLine(

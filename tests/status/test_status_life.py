@@ -224,6 +224,9 @@ def test_whose_machines_were_given_back_has_stopped_whatever_it_last_said(
     (line,) = list_runs(kept.store, NOW)
     assert (line.id, line.state) == (RUN, expected)
     assert ("workers:" in kept.shown()) is not bool(down)
+    kept.driver(attempt(50), launch=LAUNCH, updated=NOW - 1000)
+    (line,) = list_runs(kept.store, NOW)
+    assert line.state == kept.status().state == ("stopped" if down else "gone")
 
 
 def test_a_launch_without_a_run_shows_what_its_machines_are_doing(kept: KeptRun) -> None:
