@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from kldcloud.clusters.skypilot import SkyJob
     from kldcloud.pipeline.life import LaunchRecord
+    from kldcloud.store.base import Store
 
 LaunchName = Annotated[
     str,
@@ -34,9 +35,8 @@ def logs(
     from kldcloud.store import store_option
 
     record, kept = find_launch(launch, store)
-    job = _job_of(record)
     try:
-        code = follow(job, record, kept).code
+        code = follow(_job_of(record, kept), record, kept).code
     except KeyboardInterrupt:
         typer.echo(
             f"the job goes on; kldcloud logs {record.launch} {store_option(kept.uri)} "
@@ -59,14 +59,19 @@ def cancel(
 ) -> None:
     """End the job of a launch and give its machines back; what is committed stays."""
     from kldcloud.cli.terminal import TerminalProgress
-    from kldcloud.clusters import remote, skypilot
-    from kldcloud.clusters.known_launches import find_launch
+    from kldcloud.clusters import giving_back, skypilot
+    from kldcloud.clusters.known_launches import find_launch, last_attempt
 
     record, kept = find_launch(launch, store)
     job = skypilot.find_job(record.launch, managed=record.managed, active=True)
     if job is not None:
         skypilot.cancel(job)
-    remote.give_back(record, kept, TerminalProgress())
+    if not giving_back.give_back(record, kept, TerminalProgress()):
+        raise typer.Exit(1)  # the warning says what to do
+    last = last_attempt(kept, record.launch)
+    if last is not None and last.state == "finished":
+        typer.echo(f"{record.launch}: had finished already; its machines are given back")
+        return
     typer.echo(f"{record.launch}: ended; launching its job again goes on from what is committed")
 
 
@@ -81,7 +86,7 @@ def down(
 ) -> None:
     """Give machines back, whatever they are doing."""
     from kldcloud.cli.terminal import TerminalProgress
-    from kldcloud.clusters import remote, skypilot
+    from kldcloud.clusters import giving_back
     from kldcloud.clusters.known_launches import find_launch
     from kldcloud.errors import UserError
 
@@ -89,28 +94,27 @@ def down(
         raise UserError("name one launch, or give --all", hint="kldcloud runs shows what there is")
     if launch is not None:
         record, kept = find_launch(launch, store)
-        remote.give_back(record, kept, TerminalProgress())
+        if not giving_back.give_back(record, kept, TerminalProgress()):
+            raise typer.Exit(1)  # the warning says what to do
         typer.echo(f"{record.launch}: down")
         return
-    names = skypilot.our_clusters()
-    for name in names:
-        skypilot.down(name, managed=False)
-        remote.note_down(name)
-        typer.echo(f"{name}: down")
-    for job in skypilot.our_managed_jobs():
-        skypilot.cancel(job)
-        remote.note_down(job.name)
-        typer.echo(f"{job.name}: down")
+    if not giving_back.give_all_back(typer.echo, TerminalProgress()):
+        raise typer.Exit(1)
 
 
-def _job_of(record: LaunchRecord) -> SkyJob:
-    from kldcloud.clusters import skypilot
+def _job_of(record: LaunchRecord, kept: Store) -> SkyJob:
+    from kldcloud.cli.terminal import TerminalProgress
+    from kldcloud.clusters import remote, skypilot
     from kldcloud.errors import UserError
+    from kldcloud.store import store_option
 
     job = skypilot.find_job(record.launch, managed=record.managed)
+    if job is None and not record.down:
+        job = remote.await_machines(record, TerminalProgress())
     if job is None:
+        at = f"{record.launch} {store_option(kept.uri)}"
         raise UserError(
             f"the machines of {record.launch} are gone, and their log with them",
-            hint="kldcloud status reads what the store has",
+            hint=f"kldcloud status {at} reads what the store has",
         )
     return job

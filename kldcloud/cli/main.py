@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from kldcloud import __version__
 from kldcloud.cli import check, compare, kld, launch, machines, node, plan, report, status
-from kldcloud.errors import KldcloudError
+from kldcloud.errors import KldcloudError, UserError
 
 INTERRUPTED = 130
 USAGE = 2
@@ -63,6 +66,7 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 def main() -> None:
     """Run the command line; never ends in a traceback for anything foreseen."""
     try:
+        _refuse_what_is_no_text()
         # Left to itself, typer swallows Ctrl-C without a word and draws boxes round its errors.
         code = app(prog_name="kldcloud", standalone_mode=False)
     except KldcloudError as error:
@@ -75,11 +79,32 @@ def main() -> None:
     except OSError as error:
         # The machine's doing: a full disk under a library's own cache, an output that is closed.
         where = f"{error.filename}: " if error.filename else ""
-        _complain(f"{where}{error.strerror or error}; run the same command again once it is mended")
+        why = str(error.strerror or error).rstrip(".")
+        _complain(f"{where}{why}; run the same command again once it is mended")
         sys.exit(1)
     if code == INTERRUPTED:
         _complain("stopped; the same command goes on from here")
     sys.exit(code)
+
+
+def _refuse_what_is_no_text() -> None:
+    """Refuse arguments, and a folder, that Ray, YAML and a store's keys could not spell.
+
+    Raises:
+        UserError: bytes that the locale has no letters for; which, and what to set.
+    """
+    words = [("", each) for each in sys.argv[1:]]
+    with contextlib.suppress(OSError):
+        words.append(("the current folder ", str(Path.cwd())))
+    for what, word in words:
+        if word.isascii() or not re.search("[\ud800-\udfff]", word):
+            continue
+        shown = f"{what}{os.fsencode(word).decode('utf-8', 'backslashreplace')!r}"
+        if (known := sys.getfilesystemencoding()) == "utf-8":
+            raise UserError(f"{shown} is no UTF-8", hint="rename it")
+        raise UserError(
+            f"{shown} has letters that the locale's {known} lacks", hint="export LC_ALL=C.UTF-8"
+        )
 
 
 def _explain_usage(error: Any) -> int:  # noqa: ANN401 - click's class, wherever it is

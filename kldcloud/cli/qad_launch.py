@@ -52,8 +52,10 @@ def launch_qad(
     Raises:
         KldcloudError: the trained file is no better than its init; the table is printed before.
     """
+    from kldcloud.pipeline.qad_copy import check_place
     from kldcloud.store import open_store
 
+    check_place(job.export)
     kept = open_store(job.store)
     if where.remote:
         _launch_remote(job, where, kept, progress, wishes, rate=rate, as_json=as_json)

@@ -28,7 +28,7 @@ def find_launch(name: str, store: str | None) -> tuple[LaunchRecord, Store]:
         return found_by_job
     if store is None:
         raise UserError(
-            "which store does the launch write to?",
+            "no store is named that has the launch",
             hint="name its job file instead, or add --store s3://bucket/prefix",
         )
     kept = open_store(store)

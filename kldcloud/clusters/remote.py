@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 import secrets
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from kldcloud.clusters import following, skypilot
 from kldcloud.clusters.following import Followed, under_way
+from kldcloud.clusters.giving_back import folder_of, give_back, write_record
 from kldcloud.clusters.known_launches import attempts_of, is_complete, is_whole, last_attempt
 from kldcloud.clusters.node import MORE_TIME, TRY_AGAIN, seconds_used
 from kldcloud.clusters.sealed import seal
@@ -22,15 +21,12 @@ from kldcloud.clusters.skypilot import SkyJob
 from kldcloud.clusters.wheel import build_wheel
 from kldcloud.errors import (
     EngineError,
-    KldcloudError,
     PartialFailureError,
     SpecError,
     UserError,
 )
-from kldcloud.models.cache import cache_dir
 from kldcloud.models.digests import model_sha256
 from kldcloud.pipeline.launches import (
-    LAUNCH_FILE,
     LaunchOrder,
     job_digest,
     launch_id,
@@ -49,7 +45,7 @@ from kldcloud.spec.load import Job
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.spec.qad_modelopt import MODELOPT
 from kldcloud.spec.recipes import RECIPES
-from kldcloud.store import check_usable, open_store, store_option
+from kldcloud.store import check_usable, store_option
 from kldcloud.store.base import Store
 
 _MINUTE: Final = 60
@@ -142,6 +138,16 @@ def start(
         job_there = under_way(known)
         if job_there is not None:
             progress.note(f"launch {launch} is under way already")
+        else:
+            try:
+                job_there = await_machines(known, progress)
+            except KeyboardInterrupt:
+                progress.note(
+                    "its machines are still being set up, for whoever asked first; "
+                    f"kldcloud cancel {launch} {store_option(store.uri)} gives them back"
+                )
+                raise
+        if job_there is not None:
             return RemoteLaunch(known, job_there)
     order = LaunchOrder(launch, store.uri, cluster, shipped, seconds, allow_mixed)
     folder = _folder(order, job)
@@ -172,7 +178,7 @@ def start(
     )
     values[RAY_TOKEN] = secrets.token_hex(32)
     config = task_config(launch, cluster, folder, seal(values, folder.path))
-    _write_record(store, record)
+    write_record(store, record)
     progress.note(f"launch {launch}: asking SkyPilot for {cluster.nodes} x {cluster_name}")
     try:
         sky_job = skypilot.submit(
@@ -180,7 +186,8 @@ def start(
         )
     except BaseException:
         # Machines may be up, and nothing on them yet that would ever take them down.
-        give_back(record, store, progress)
+        if give_back(record, store, progress):
+            progress.note(f"no machine of {launch} is up any more")
         raise
     return RemoteLaunch(record, sky_job)
 
@@ -222,55 +229,31 @@ def finish(launch: RemoteLaunch, followed: Followed, store: Store, progress: Pro
         )
     if attempt.exit_code == UserError.exit_code:
         raise UserError(f"on its machines: {attempt.error}")
-    raise EngineError(
-        f"the job failed on its machines: {attempt.error or 'the driver died without a word'}",
-        hint="the same command goes on from what is committed",
-    )
+    what = f"the job failed on its machines: {attempt.error}"
+    if not attempt.error:
+        what = "the job ended without a word: cancelled from elsewhere, or killed on its machines"
+    raise EngineError(what, hint="the same command goes on from what is committed")
 
 
-def give_back(record: LaunchRecord, store: Store, progress: Progress) -> None:
-    """Give a launch's machines back and note it; a failure is a warning that says what to do."""
-    try:
-        skypilot.down(record.launch, managed=record.managed)
-    except (KldcloudError, KeyboardInterrupt) as error:
-        why = error.message if isinstance(error, KldcloudError) else "stopped"
-        progress.warn(
-            f"machines of {record.launch} may still be up: {why}; "
-            f"kldcloud down {record.launch} {store_option(store.uri)} tries again"
-        )
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return
-    _note_down(record, store)
+def await_machines(record: LaunchRecord, progress: Progress) -> SkyJob | None:
+    """The job of a launch whose machines somebody else is having set up, once they are.
 
+    Returns:
+        None where nobody is.
 
-def note_down(launch: str) -> None:
-    """Note that a launch's machines are gone, where this computer knows the store that asks."""
-    with contextlib.suppress(KldcloudError, OSError, ValueError, KeyError, TypeError):
-        facts = json.loads((_folder_of(launch) / LAUNCH_FILE).read_bytes())
-        store = open_store(str(facts["store"]))
-        record = read_launch(store, launch_key(launch))
-        if record is not None:
-            _note_down(record, store)
-
-
-def _note_down(record: LaunchRecord, store: Store) -> None:
-    _write_record(store, replace(record, down=time.time()))
-    # Nobody reads it again, and the key in it opened what SkyPilot still has of the secrets.
-    shutil.rmtree(_folder_of(record.launch), ignore_errors=True)
-
-
-def _write_record(store: Store, record: LaunchRecord) -> None:
-    store.write(launch_key(record.launch), json.dumps(asdict(record)).encode())
-
-
-def _folder_of(launch: str) -> Path:
-    return cache_dir() / "launches" / launch
+    Raises:
+        KldcloudError: they could not be had, or were given back meanwhile.
+    """
+    request = None if record.managed else skypilot.asked_for(record.launch)
+    if request is None:
+        return None
+    progress.note(f"launch {record.launch} is under way already: its machines are being set up")
+    return skypilot.joined(request, record.launch)
 
 
 def _folder(order: LaunchOrder, job: Job) -> LaunchFolder:
     """The folder that travels, made anew: SkyPilot may read it again when it recovers a job."""
-    path = _folder_of(order.launch)
+    path = folder_of(order.launch)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True, mode=0o700)
     wheel = build_wheel(path)

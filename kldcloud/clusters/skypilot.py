@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kldcloud.errors import EngineError, KldcloudError, UserError
+from kldcloud.pipeline.launches import is_launch_id
 
-PREFIX: Final = "kld-"
-"""Of all our clusters' and managed jobs' names."""
 SUCCEEDED: Final = 0
 _KEPT_LINES: Final = 20
+_LAUNCH: Final = "sky.launch"
 _KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -90,6 +90,28 @@ def submit(config: Mapping[str, Any], name: str, *, managed: bool, idle_minutes:
         )
         number, _ = sky.stream_and_get(request, output_stream=LogTee())
         return SkyJob(name, managed, number)
+
+
+def asked_for(name: str) -> str | None:
+    """SkyPilot's request for a cluster that it is still setting up; None if there is none.
+
+    Until such a request is done the cluster has no job, or is said not to be up; a second one would
+    wait for it, and start the job again beside the first.
+    """
+    with _sky() as sky:
+        return _request(sky, name)
+
+
+def joined(request: str, name: str) -> SkyJob:
+    """The job of a request that somebody made, once it is in the cluster's queue.
+
+    Args:
+        request: from `asked_for`.
+        name: of its cluster.
+    """
+    with _sky() as sky:
+        number, _ = sky.stream_and_get(request, output_stream=LogTee())
+        return SkyJob(name, managed=False, number=number)
 
 
 class Tail(threading.Thread):
@@ -183,6 +205,9 @@ def down(name: str, *, managed: bool) -> None:
             cancel(job)
         return
     with _sky() as sky:
+        request = _request(sky, name)
+        if request is not None:  # not a cluster yet, and one in a moment
+            sky.get(sky.api_cancel([request], silent=True))
         if name in _clusters(sky):
             sky.stream_and_get(sky.down(name), output_stream=LogTee())
 
@@ -190,7 +215,7 @@ def down(name: str, *, managed: bool) -> None:
 def our_clusters() -> list[str]:
     """Names of all clusters of ours that SkyPilot has, up or stopped."""
     with _sky() as sky:
-        return [name for name in _clusters(sky) if name.startswith(PREFIX)]
+        return [name for name in _clusters(sky) if is_launch_id(name)]
 
 
 def our_managed_jobs() -> list[SkyJob]:
@@ -202,8 +227,17 @@ def our_managed_jobs() -> list[SkyJob]:
         return [
             SkyJob(str(_field(record, "job_name")), True, int(_field(record, "job_id")))
             for record in records
-            if str(_field(record, "job_name")).startswith(PREFIX)
+            if is_launch_id(str(_field(record, "job_name")))
         ]
+
+
+def _request(sky: Any, name: str) -> str | None:  # noqa: ANN401 - a module
+    found = [
+        each
+        for each in sky.api_status()  # those that are not done
+        if each.name == _LAUNCH and each.cluster_name == name
+    ]
+    return str(min(found, key=lambda each: each.created_at).request_id) if found else None
 
 
 def _clusters(sky: Any) -> list[str]:  # noqa: ANN401 - a module
@@ -268,11 +302,22 @@ def _errors() -> Iterator[Any]:
         raise EngineError(
             f"SkyPilot's API server does not answer: {_line(error)}", hint="run sky api status"
         ) from error
+    except exceptions.RequestCancelled as error:
+        raise EngineError(
+            "its machines were given back while they were being set up",
+            hint="the same command asks for them again",
+        ) from error
     except exceptions.ClusterNotUpError as error:
         raise UserError(f"its machines are not up: {_line(error)}") from error
     except (exceptions.NotSupportedError, ValueError) as error:
         raise UserError(f"SkyPilot refuses: {_line(error)}") from error
-    except (exceptions.CommandError, exceptions.ClusterDoesNotExist, RuntimeError) as error:
+    # What its server could not open comes back as the OSError that it was there.
+    except (
+        exceptions.CommandError,
+        exceptions.ClusterDoesNotExist,
+        RuntimeError,
+        OSError,
+    ) as error:
         raise EngineError(f"SkyPilot: {_line(error)}", hint="run sky status") from error
 
 
@@ -296,4 +341,4 @@ def _without_keys() -> Iterator[None]:
 
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[0][:300].rstrip(".") if lines else type(error).__name__

@@ -134,18 +134,19 @@ def volumes(
     ]
     files = [(each.uri, each.size) for each in (base.file, *candidates)]
     files += [(each.uri, each.size) for each in corpora]
-    own = [
-        (uri.filename, size or 0)
+    # A file that several candidates are made of, or that is measured twice, travels once.
+    own = {
+        uri: size or 0
         for uri, size in files
         if remote and uri is not None and uri.scheme not in FETCHED_ANYWHERE
-    ]
+    }
     read = None
     if stage is not None:
         read = (stage.rows_bytes * passes + stage.head_bytes * workers) // nodes
     return Volumes(
-        models_per_node=sum(each.size or 0 for each in fetched),
+        models_per_node=sum({each.uri or each.name: each.size or 0 for each in fetched}.values()),
         stage_per_node=read,
-        upload=sum(size for _, size in own),
-        uploads=tuple(name for name, _ in own),
+        upload=sum(own.values()),
+        uploads=tuple(uri.filename for uri in own),
         unknown=tuple(each.name for each in fetched if each.size is None),
     )

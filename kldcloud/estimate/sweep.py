@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 
-from kldcloud.corpus.chunks import ChunkShape, Tokens
+from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.errors import UserError
 from kldcloud.estimate.bases import Evaluation, is_stated, planned_base, prepared_base
 from kldcloud.estimate.candidates import planned_candidates
@@ -20,12 +20,12 @@ from kldcloud.estimate.cost import (
 from kldcloud.estimate.files import has_folders, model_here
 from kldcloud.estimate.numbers import Rate, SweepEstimate
 from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
+from kldcloud.estimate.speed import calibrated
 from kldcloud.estimate.texts import planned_corpora, planned_imatrices, prepared_corpora
-from kldcloud.models.engines import load_engine
 from kldcloud.pipeline.long_contexts import warn_of_long_contexts
 from kldcloud.pipeline.machines import this_node
-from kldcloud.pipeline.model_files import KldBase, Model
-from kldcloud.pipeline.options import Engines, engines
+from kldcloud.pipeline.model_files import KldBase
+from kldcloud.pipeline.options import engines
 from kldcloud.pipeline.prepare import prepare_base
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.workers import seats_for
@@ -47,7 +47,7 @@ def estimate_sweep(
         job: the sweep.
         cluster: where it would run.
         rate: tokens a second of one worker; None takes the job's for this cluster, or evaluates
-            one chunk of the base where that is here and the cluster is this machine.
+            (a part of) one chunk of the base where that is here and the cluster is this machine.
         progress: for downloads.
 
     Raises:
@@ -65,7 +65,8 @@ def estimate_sweep(
     if not cluster.remote and (_is_here(job) or not is_stated(job.base)):
         made, cut = prepare_base(job, progress)
         base, corpora = prepared_base(job, made, how), prepared_corpora(job, cut)
-        here = None if isinstance(made, KldBase) else (made, cut[0].chunks[0])
+        longest = max((each.chunks[0] for each in cut), key=len)
+        here = None if isinstance(made, KldBase) else (made, longest)
     else:
         base = planned_base(job.base, how)
         corpora = planned_corpora(job, base, progress)
@@ -97,10 +98,11 @@ def estimate_sweep(
         crew = Crew(len(seats), seats[0].threads, "as this machine carries")
     speed = _stated_rate(job, name, rate)
     if speed.tokens is None and here is not None:
-        speed = Rate(
-            _calibrate(*here, engines(engine, crew.threads or 1), crew.threads or 1, progress),
-            "measured on one chunk of the base",
-        )
+        texts = Counter[int]()
+        for each in corpora:
+            texts[each.context] += each.chunks * each.context
+        threads = crew.threads or 1
+        speed = calibrated(*here, texts, engines(engine, threads), threads, progress)
     stages, reason = stage_sizes(job, base, corpora, remote=job.store.startswith("s3:"))
     moved = volumes(
         base,
@@ -193,17 +195,3 @@ def _stated_rate(job: SweepJob, cluster: str, rate: float | None) -> Rate:
     if cluster in job.rates:
         return Rate(job.rates[cluster], f"as the job's rates.{cluster} says")
     return Rate(None, f"unknown: give --rate, or rates: {{{cluster}: ...}} in the job")
-
-
-def _calibrate(
-    base: Model, chunk: Tokens, runs: Engines, threads: int, progress: Progress
-) -> float:
-    progress.note("calibrating on one chunk")
-    engine = load_engine(base.path, len(chunk), runs.of(base), threads=threads)
-    try:
-        engine.evaluate(chunk)
-        started = time.perf_counter()
-        engine.evaluate(chunk)
-        return len(chunk) / (time.perf_counter() - started)
-    finally:
-        engine.close()

@@ -69,8 +69,8 @@ def duration(seconds: float) -> str:
 def _texts(plan: SweepEstimate) -> list[str]:
     known = {"counted": "", "stated": ", as the job states", "estimated": ", by its size"}
     return [
-        f"{each.name}: {each.chunks:,} chunks of {each.context} tokens, {each.rows:,} scored "
-        f"positions (of {each.tokens:,} tokens{known[each.source]})"
+        f"{each.name}: {_counted(each.chunks, 'chunk')} of {each.context} tokens, "
+        f"{each.rows:,} scored positions (of {each.tokens:,} tokens{known[each.source]})"
         for each in plan.corpora
     ]
 
@@ -128,8 +128,8 @@ def _work(plan: SweepEstimate) -> list[str]:
         rate = f"{_round(plan.rate.tokens)} tokens/s a worker, {rate}"
     evaluations = _counted(plan.runs * plan.chunks, "chunk evaluation")
     first = [
-        f"first {each.chunks:,} chunks of {each.context} tokens for the importance matrix of "
-        f"{each.name}"
+        f"first {_counted(each.chunks, 'chunk')} of {each.context} tokens for the importance "
+        f"matrix of {each.name}"
         for each in plan.imatrices
     ]
     return [

@@ -1,4 +1,4 @@
-"""Opening a file of a model that a person, or another file, has named."""
+"""Opening a file that a person, or another file, has named, and seeing what may be replaced."""
 
 from __future__ import annotations
 
@@ -35,3 +35,20 @@ def open_regular(path: Path, *, wanted: str = "give the path of one .gguf file")
         raise UserError(f"{path}: {reason}", hint="check the path of the model") from error
     except ValueError:  # a NUL in the path
         raise UserError(f"{str(path)!r}: is no path", hint="check the path of the model") from None
+
+
+def refuse_replacing(path: Path, *, hint: str = "give the name of a file to write") -> None:
+    """See that nothing but a file, or nothing at all, is where one will be written.
+
+    A device, a pipe or a folder is never replaced: renaming onto /dev/stdout or /dev/null would
+    take it away from every other program.
+
+    Args:
+        path: of the file; links are followed.
+        hint: what to do instead.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file", hint=hint)

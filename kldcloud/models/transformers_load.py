@@ -85,10 +85,9 @@ def load_transformers(
     if options.recipe:
         settings["quantization_config"] = recipe_config(options.recipe)
     if options.device != "cpu":
-        if options.offload:
-            settings |= offload_settings(folder, settings["dtype"], workspace)
-        else:
-            settings["device_map"] = options.device
+        placed = {"device_map": options.device}
+        spread = options.offload and offload_settings(folder, settings["dtype"], workspace)
+        settings |= spread or placed
     try:
         if options.dequantize:
             model, found = _from_dequantized(folder, settings)
@@ -108,11 +107,17 @@ def load_transformers(
 
         round_activations(model, folder)
     if options.offload and options.device != "cpu":
-        here = torch.device(options.device).type
-        if all(each.device.type != here for each in model.parameters()):  # not one layer
+        if not _is_partly_on(options.device, model):
             raise _no_room(folder, offload=True)
         bring_head(model.get_output_embeddings())
     return model.eval()
+
+
+def _is_partly_on(device: str, model: Any) -> bool:  # noqa: ANN401
+    import torch
+
+    kind = torch.device(device).type
+    return any(each.device.type == kind for each in model.parameters())
 
 
 def _check_size(folder: ModelFolder, config: Any) -> None:  # noqa: ANN401

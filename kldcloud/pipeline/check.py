@@ -44,7 +44,8 @@ def _engine() -> str:
     from kldcloud.models.llama_library import build_facts
 
     facts = build_facts()
-    found = f"{facts['version']}, {facts['backend']}, {facts['instructions']}"
+    devices = f" ({facts['devices']})" if "devices" in facts else ""
+    found = f"{facts['version']}, {facts['backend']}{devices}, {facts['instructions']}"
     if not extra_buffers_work():
         found += (
             " (without AMX and repacked weights: the compiler of this build breaks them;"

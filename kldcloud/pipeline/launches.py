@@ -126,6 +126,11 @@ def launch_id(job: Job, store: str, cluster: ClusterSpec, shipped: tuple[Shipped
     return f"kld-{name or 'job'}-{sha256_bytes(canonical_json(facts))[:_ID_DIGITS]}"
 
 
+def is_launch_id(name: str) -> bool:
+    """Whether a name is one that `launch_id` makes; what else begins with kld- is not ours."""
+    return re.fullmatch(rf"kld-[a-z0-9-]+-[0-9a-f]{{{_ID_DIGITS}}}", name) is not None
+
+
 def job_digest(job: Job) -> str:
     """Of what moves a number in a job: the same for the same job anywhere."""
     return sha256_bytes(canonical_json(what_counts(job.model_dump(mode="json"))))

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from kldcloud.pipeline.tasks import Task
+
+GPUS: Final = "GPUs"
+"""The name under which a machine's GPUs stand among its libraries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class NodeFacts:
         cores: that this process may use.
         memory: bytes free.
         gpus: NVIDIA GPUs.
-        engine: version, backend and instruction set of its llama.cpp.
+        engine: version, backend, instruction set and devices of its llama.cpp.
+        engine_on_cpu: the same where no GPU takes part.
         libraries: versions of torch and transformers where they are installed, and the GPUs'
             names.
     """
@@ -34,6 +38,7 @@ class NodeFacts:
     memory: int
     gpus: int
     engine: Mapping[str, str]
+    engine_on_cpu: Mapping[str, str] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -158,7 +163,8 @@ def this_node(name: str = "") -> NodeFacts:
         memory=os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         gpus=len(gpus),
         engine=build_facts(),
-        libraries=library_versions() | ({"GPUs": kinds} if kinds else {}),
+        engine_on_cpu=build_facts(gpus=False),
+        libraries=library_versions() | ({GPUS: kinds} if kinds else {}),
     )
 
 

@@ -14,7 +14,7 @@ from kldcloud.pipeline.machines import Machines, NodeFacts
 from kldcloud.pipeline.model_files import ModelFile, model_file
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import publish_training
-from kldcloud.pipeline.qad_copy import check_place, copy_here
+from kldcloud.pipeline.qad_copy import copy_here
 from kldcloud.pipeline.qad_files import (
     QadFiles,
     qad_files,
@@ -109,12 +109,13 @@ def run_qad(
     llama()
     machines = machines or this_machine()
     nodes = machines.nodes()
-    _check_what_comes_last(job, cluster, machines, nodes, launched, progress)
+    layers, gpus = cluster.engine_for(job.engine).n_gpu_layers, usable_gpus()
+    _check_for_sweep(nodes, layers, gpus, launched, progress)
     sources = launched.sources
     teacher = find_teacher(job, progress, sources)
     texts = qad_texts(job, teacher.path, progress, sources)
     files = qad_files(job, teacher, texts.training.open(), progress, sources)
-    world = trainer.world if trainer else world_for(cluster, nodes, usable_gpus())
+    world = trainer.world if trainer else world_for(cluster, nodes, gpus)
     of_trainer = IDENTITY if trainer else None
     order = training_order(job, cluster, world, files, texts, of_trainer)
     launched.on_run(order.run)
@@ -158,19 +159,12 @@ def run_qad(
     return QadOutcome(order.run, summary, verdict, export, time.monotonic() - started)
 
 
-def _check_what_comes_last(
-    job: QadJob,
-    cluster: ClusterSpec,
-    machines: Machines,
-    nodes: Sequence[NodeFacts],
-    launched: Launched,
-    progress: Progress,
+def _check_for_sweep(
+    nodes: Sequence[NodeFacts], layers: int, gpus: int, launched: Launched, progress: Progress
 ) -> None:
-    """What would end the sweep or the copy after hours of training ends it now."""
-    mixed_engines(nodes, allowed=launched.allow_mixed)
-    check_layers_on_gpu(cluster.engine_for(job.engine).n_gpu_layers, nodes, progress)
-    if job.export.path is not None and not machines.remote:
-        check_place(job.export.path, folder=job.export.to == "hf")
+    """What would end the sweep after hours of training ends it now."""
+    mixed_engines(nodes, gpus=layers != 0 or gpus > 0, allowed=launched.allow_mixed)
+    check_layers_on_gpu(layers, nodes, progress)
 
 
 def _export(

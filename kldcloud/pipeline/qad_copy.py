@@ -11,44 +11,46 @@ from typing import Final
 from kldcloud.errors import StoreError, UserError
 from kldcloud.models.cache import cache_dir
 from kldcloud.models.part_file import complete_hashed
+from kldcloud.models.regular_file import refuse_replacing
 from kldcloud.models.store_copy import cached_copy
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.qad_folder import what_is_missing
 from kldcloud.report.summary_shape import Summary
+from kldcloud.spec.qad_job import ExportSpec
 from kldcloud.store.base import Store
 
 _IN_STORE: Final = "the store has it; copy it from there"
 
 
-def check_place(target: Path, *, folder: bool) -> None:
-    """Refuse a place where a copy cannot go, while nothing has been trained for it.
-
-    Args:
-        target: where it is to go; it need not be there yet, nor the folders above it.
-        folder: whether a folder is wanted, rather than a file.
+def check_place(export: ExportSpec) -> None:
+    """See, before anything is trained, that what comes of it can go where it is wanted.
 
     Raises:
-        UserError: something else is there, or nobody may write there.
+        UserError: something is there that it would not replace, or nobody may write there.
     """
-    if target.exists() and not (target.is_dir() if folder else target.is_file()):
-        kind = "folder" if folder else "file"
-        raise UserError(f"export.path: {target} is there, and no {kind}", hint="name another place")
-    above = target if folder else target.absolute().parent
+    target, folder = export.path, export.to == "hf"
+    if target is None:
+        return
+    if not folder:
+        refuse_replacing(target, hint="give export.path the name of a file to write")
+    elif target.exists() and not target.is_dir():
+        raise UserError(f"{target} is not a folder", hint="give export.path another name")
+    above = target.absolute() if folder else target.absolute().parent
     while not above.exists():
-        above = above.absolute().parent
+        above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "cannot be written to" if above.is_dir() else "is no folder"
-        raise UserError(f"export.path: {above} {why}", hint="name another place")
+        why = "cannot be written to" if above.is_dir() else "is not a folder"
+        raise UserError(f"{above} {why}", hint="give export.path another name")
 
 
 def copy_here(path: Path, target: Path, progress: Progress) -> None:
     """Copy a file of this machine; the target is whole, or as it was.
 
     Raises:
-        StoreError: it cannot be written, or what is there is a folder or a device.
+        StoreError: it cannot be written.
+        UserError: what is there is no file.
     """
-    if target.exists() and not target.is_file():
-        raise StoreError(f"{target} is not a file", hint=_IN_STORE)
+    refuse_replacing(target, hint=_IN_STORE)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,11 @@ from kldcloud.pipeline.dispatch import Failure
 from kldcloud.pipeline.facts import rule_of
 from kldcloud.pipeline.life import DriverLife, new_attempt
 from kldcloud.pipeline.long_contexts import warn_of_long_contexts
-from kldcloud.pipeline.machines import Machines, NodeFacts, Seat
+from kldcloud.pipeline.machines import GPUS, Machines, NodeFacts, Seat
 from kldcloud.pipeline.measuring import measure_all
 from kldcloud.pipeline.model_files import KldBase, Model
-from kldcloud.pipeline.options import Engines, engines, uses_gpu
-from kldcloud.pipeline.plan import MIXED, NOT_MIXED, SweepPlan, make_plan
+from kldcloud.pipeline.options import Engines, engines, torch_device, uses_gpu
+from kldcloud.pipeline.plan import MIXED, SweepPlan, make_plan
 from kldcloud.pipeline.prepare import PreparedSweep, prepare
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
@@ -103,8 +103,8 @@ def run_sweep(
     llama()
     machines = machines or this_machine()
     nodes = machines.nodes()
-    mixed = mixed_engines(nodes, allowed=launched.allow_mixed)
     engine = cluster.engine_for(job.engine)
+    mixed = mixed_engines(nodes, gpus=engine.n_gpu_layers != 0, allowed=launched.allow_mixed)
     prepared = prepare(job, progress, launched.sources, engine)
     warn_of_long_contexts(
         {each.name: each.context for each in prepared.corpora},
@@ -114,7 +114,8 @@ def run_sweep(
     if prepared.has_ggufs:
         check_layers_on_gpu(engine.n_gpu_layers, nodes, progress)
     if prepared.has_folders:
-        mixed = {**mixed, **mixed_libraries(nodes, allowed=launched.allow_mixed)}
+        gpus = torch_device(engine.transformers) != "cpu"
+        mixed |= mixed_libraries(nodes, gpus=gpus, allowed=launched.allow_mixed)
     seats = seats_for(
         cluster,
         job.engine,
@@ -200,27 +201,41 @@ def check_layers_on_gpu(layers: int, nodes: Sequence[NodeFacts], progress: Progr
         )
 
 
-def mixed_engines(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, str]:
+def mixed_engines(nodes: Sequence[NodeFacts], *, gpus: bool, allowed: bool) -> dict[str, str]:
     """What differs between the machines' engines, for the run's identity if that is allowed.
+
+    Args:
+        nodes: the machines.
+        gpus: whether any work is done on GPUs; else those may differ.
+        allowed: whether machines may differ.
 
     Raises:
         EngineError: if they differ and may not: their numbers would depend on who did what.
     """
-    return _mixed([(node.host, node.engine) for node in nodes], allowed=allowed)
+    facts = [(node.host, node.engine if gpus else node.engine_on_cpu) for node in nodes]
+    return _mixed(facts, allowed=allowed)
 
 
-def mixed_libraries(nodes: Sequence[NodeFacts], *, allowed: bool) -> Mapping[str, str]:
+def mixed_libraries(nodes: Sequence[NodeFacts], *, gpus: bool, allowed: bool) -> dict[str, str]:
     """The same of torch, transformers and the GPUs that they run on.
+
+    Args:
+        nodes: the machines.
+        gpus: as for `mixed_engines`.
+        allowed: whether machines may differ.
 
     Raises:
         EngineError: as `mixed_engines`.
     """
-    return _mixed([(node.host, node.libraries) for node in nodes], allowed=allowed)
+    unused = set() if gpus else {GPUS}
+    libraries = [
+        (node.host, {name: node.libraries[name] for name in node.libraries.keys() - unused})
+        for node in nodes
+    ]
+    return _mixed(libraries, allowed=allowed)
 
 
-def _mixed(
-    machines: Sequence[tuple[str, Mapping[str, str]]], *, allowed: bool
-) -> Mapping[str, str]:
+def _mixed(machines: Sequence[tuple[str, Mapping[str, str]]], *, allowed: bool) -> dict[str, str]:
     host, first = machines[0]
     names = sorted({name for _, facts in machines for name in facts})
     differ = {
@@ -229,7 +244,7 @@ def _mixed(
         if any(facts.get(name) != first.get(name) for _, facts in machines)
     }
     if not differ:
-        return NOT_MIXED
+        return {}
     if not allowed:
         name = min(differ)
         other, its = next(each for each in machines if each[1].get(name) != first.get(name))

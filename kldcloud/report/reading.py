@@ -77,9 +77,8 @@ def progress_note(summary: Summary) -> str | None:
 def corpus_note(table: CorpusTable) -> str:
     """A corpus's size as people quote it: chunks, context, scored positions; and if it is chat."""
     corpus = table.corpus
-    size = (
-        f"{corpus.chunks:,} chunks of {corpus.context:,} tokens, {corpus.scored:,} scored positions"
-    )
+    chunks = f"{corpus.chunks:,} chunk{'' if corpus.chunks == 1 else 's'}"
+    size = f"{chunks} of {corpus.context:,} tokens, {corpus.scored:,} scored positions"
     if corpus.format == "chat":
         size += ", conversations in the base's chat template"
     return size

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldcloud.errors import FormatError, UserError
+from kldcloud.models.regular_file import refuse_replacing
 from kldcloud.staging.kld_layout import (
     KLD_FIELDS,
     KLD_MAGIC,
@@ -262,16 +263,12 @@ class KldWriter:
 
 
 def refuse_target(path: Path, *, overwrite: bool) -> None:
-    """See that a file may be written there.
-
-    A device or a folder is never replaced: renaming onto /dev/stdout or /dev/null would take it
-    away from every other program.
+    """See that a base file may be written there.
 
     Raises:
         UserError: something other than a file is there, or a file that may not be replaced.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not a file", hint="give the name of a file to write")
+    refuse_replacing(path)
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there already", hint="choose another name, or add --force")
 

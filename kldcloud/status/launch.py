@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from kldcloud.pipeline.life import (
     AttemptRecord,
+    DriverLife,
     LaunchRecord,
     attempt_key,
     launch_key,
@@ -18,6 +19,8 @@ from kldcloud.pipeline.life import (
 from kldcloud.status.vitals import ENDED, SILENT_SECONDS, age, judge, plausible
 from kldcloud.store.base import ObjectInfo, Store
 from kldcloud.store.s3_parallel import run_in_flight
+
+Life = TypeVar("Life", AttemptRecord, DriverLife)
 
 STARTING_SECONDS: Final = 1800.0
 """Machines that have not said a word for so long after their launch are not expected any more."""
@@ -88,7 +91,7 @@ def launch_status(store: Store, launch: str, now: float) -> LaunchStatus:
         return found and replace(found, attempt=attempt)
 
     found = run_in_flight(read, attempts[-MOST_ATTEMPTS:], width=_READS_IN_FLIGHT)
-    records = tuple(each for each in found if each is not None)
+    records = tuple(stopped_with(record, each) for each in found if each is not None)
     hourly = record.hourly if record else 0.0
     seconds = sum(max(0.0, each.updated - each.started) for each in records)
     return LaunchStatus(
@@ -96,10 +99,18 @@ def launch_status(store: Store, launch: str, now: float) -> LaunchStatus:
     )
 
 
+def stopped_with(record: LaunchRecord | None, found: Life) -> Life:
+    """A sign of life as it is once its launch's machines were given back, whatever it says."""
+    # The next launch notes anew that they are up, before it asks for any.
+    if record is None or not record.down or found.state in ENDED:
+        return found
+    return replace(found, state="stopped")
+
+
 def launch_state(record: LaunchRecord | None, last: AttemptRecord | None, now: float) -> str:
     """State of a launch that has no run: starting before its machines have said a word."""
     if last is None and record is not None and age(record.launched, now) < STARTING_SECONDS:
-        return "starting"
+        return "stopped" if record.down else "starting"
     return judge(None, last, finished=False, now=now)
 
 

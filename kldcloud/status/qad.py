@@ -103,6 +103,8 @@ def qad_status(
     result, refusal = read_result(store, prefix), read_refusal(store, prefix)
     attempts = (each for launch in launches for each in launch.attempts)
     last = max(attempts, key=lambda each: each.attempt, default=None)
+    if progress is not None and _given_back(launches, progress):
+        progress = replace(progress, stage="stopped")
     state = qad_state(progress, result, refusal, last, now)
     status = QadStatus(store.uri, run, state, launches=launches)
     if progress is not None:
@@ -117,6 +119,14 @@ def qad_status(
         told += [each.error for each in (progress, last) if each is not None]
         return replace(status, error=next(filter(None, told), ""))
     return status
+
+
+def _given_back(launches: tuple[LaunchStatus, ...], progress: TrainingProgress) -> bool:
+    """Whether those who wrote this have no machines any more, whatever it says."""
+    down = [each.record.down for each in launches if each.record is not None]
+    at_work = progress.stage not in ENDED and bool(down) and all(down)
+    # A machine that no launch rented may have gone on since.
+    return at_work and progress.seen <= max(down)
 
 
 def qad_state(

@@ -20,7 +20,7 @@ from kldcloud.pipeline.life import (
 )
 from kldcloud.pipeline.qad_runs import is_qad
 from kldcloud.status.committed import READS_IN_FLIGHT
-from kldcloud.status.launch import LaunchStatus, launch_state, launch_status
+from kldcloud.status.launch import LaunchStatus, launch_state, launch_status, stopped_with
 from kldcloud.status.progress import ProgressReader, RunProgress
 from kldcloud.status.qad import QadStatus, launches_of, qad_status
 from kldcloud.status.run_files import RunFiles, attempt_started, list_run
@@ -74,11 +74,13 @@ class StatusReader:
             return self._of_qad(now)
         files = list_run(self._store, self._run)
         drivers = self._drivers(files)
+        others = {each.launch for each in drivers if is_part(each.launch)} - {self._launch}
+        launches += self._launches(sorted(others), now)
+        records = {each.launch: each.record for each in launches}
+        drivers = [stopped_with(records.get(each.launch), each) for each in drivers]
         # An older driver that still works, while a newer one gave up, is the one that matters.
         driver = next((each for each in drivers if is_working(each, now)), None)
         driver = driver or next(iter(drivers), None)
-        others = {each.launch for each in drivers if is_part(each.launch)} - {self._launch}
-        launches += self._launches(sorted(others), now)
         if self._progress is None:
             self._progress = ProgressReader(self._store, self._run)
         progress = self._progress.read(files)

@@ -19,11 +19,12 @@ from kldcloud.pipeline.life import (
 )
 from kldcloud.pipeline.qad_runs import qad_ids
 from kldcloud.status.committed import READS_IN_FLIGHT
-from kldcloud.status.launch import launch_state, launches_in
+from kldcloud.status.launch import launch_state, launches_in, stopped_with
 from kldcloud.status.qad import qad_status
 from kldcloud.status.run_files import RunFiles, attempt_started, read_plan_note, runs_in
-from kldcloud.status.vitals import judge, plausible
+from kldcloud.status.vitals import ENDED, judge, plausible
 from kldcloud.store.base import Store
+from kldcloud.store.keys import is_part
 from kldcloud.store.s3_parallel import run_in_flight
 
 
@@ -90,6 +91,8 @@ def _run_line(store: Store, run: RunFiles, now: float) -> RunLine:
     if attempt is not None:
         driver = plausible(read_driver(store, driver_key(run.run, attempt)))
         driver = driver and replace(driver, attempt=attempt)
+    if driver is not None and is_part(driver.launch) and driver.state not in ENDED:
+        driver = stopped_with(plausible(read_launch(store, launch_key(driver.launch))), driver)
     plan = read_plan_note(store, run.run) if "plan.json" in run.names else None
     return RunLine(
         id=run.run,
@@ -123,13 +126,12 @@ def _launch_line(
     """A launch's line; None if it has a run, which has its own line."""
     attempts = launches[launch]
     last: AttemptRecord | None = None
-    record: LaunchRecord | None = None
     if attempts:
         last = plausible(read_attempt(store, attempt_key(launch, attempts[-1])))
-    else:
-        record = plausible(read_launch(store, launch_key(launch)))
     if last is not None and last.run in runs:
         return None
+    record = plausible(read_launch(store, launch_key(launch)))
+    last = last and stopped_with(record, last)
     return RunLine(
         id=launch,
         kind="launch",

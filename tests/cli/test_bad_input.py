@@ -538,3 +538,31 @@ def test_the_installed_command_refuses_as_this_process_does(desk: Desk) -> None:
     )
     said = Said(done.returncode, done.stdout, done.stderr)
     assert said.complaint == f"nope.yaml: there is no such file; {START}"
+
+
+ASCII_ALONE = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("where", ["argument", "folder"])
+def test_letters_that_the_locale_lacks_are_named_with_what_mends_it(
+    tmp_path: Path, where: str
+) -> None:
+    folder = tmp_path / "störe"
+    folder.mkdir()
+    store, cwd = (folder, tmp_path) if where == "argument" else ("here", folder)
+    said = run("runs", "--store", store, cwd=cwd, env={**os.environ, **ASCII_ALONE})
+    shown = str(folder).replace("ö", r"\xf6")  # stderr has no such letter either
+    shown = f"'{shown}'" if where == "argument" else f"the current folder '{shown}'"
+    assert said.complaint == (
+        f"{shown} has letters that the locale's ascii lacks; export LC_ALL=C.UTF-8"
+    )
+    mended = run("runs", "--store", store, cwd=cwd, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    assert mended.out == f"no runs in {folder if where == 'argument' else folder / 'here'}\n"
+
+
+def test_bytes_that_are_no_utf_8_are_refused_before_anything_trips_over_them(
+    tmp_path: Path,
+) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/st\xf6re")
+    said = run("runs", "--store", name, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    assert said.complaint == rf"'{tmp_path}/st\\xf6re' is no UTF-8; rename it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -125,6 +126,36 @@ def test_a_plan_starts_and_writes_nothing(
     assert json.loads(command(*verb, job, "--json").out)["steps"] == 1
     assert not started
     assert not (job.parent / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "make", "complaint"),
+    [
+        (["export.path=out.gguf"], Path.mkdir, "out.gguf is not a file; give export.path the name"),
+        (["export.path=out.gguf"], os.mkfifo, "out.gguf is not a file; give export.path the name"),
+        (
+            ["export.path=out", "export.to=hf", "student={format: nvfp4}"],
+            Path.touch,
+            "out is not a folder; give export.path another name",
+        ),
+    ],
+    ids=["folder", "pipe", "file"],
+)
+def test_a_place_that_cannot_take_the_result_is_refused_before_training(
+    job: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: list[str],
+    make: Callable[[Path], None],
+    complaint: str,
+) -> None:
+    started = trained(monkeypatch)
+    monkeypatch.chdir(job.parent)
+    make(job.parent / settings[0].partition("=")[2])
+    said = command("launch", job, *(part for each in settings for part in ("--set", each)))
+    assert said.code == 2
+    assert complaint in said.complaint
+    assert not started
 
 
 def test_other_machines_cannot_reach_a_folder_of_this_one(

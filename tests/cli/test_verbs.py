@@ -19,7 +19,7 @@ from command_line import CHUNKS, CONTEXT, Desk, Said, run
 from tiny_models import TinyPair
 
 from kldcloud import __version__
-from kldcloud.models import transformers_library
+from kldcloud.models import llama_library, transformers_library
 from kldcloud.pipeline.check import check_all
 from kldcloud.report.html import FIGURE_FORMATS
 from kldcloud.report.render import FORMATS
@@ -396,6 +396,20 @@ def test_check_says_what_to_mend_and_tries_the_rest(command: Command, tmp_path: 
     assert lines[4].startswith(f"FAIL store: {tmp_path}/file/store")
     assert lines[5].startswith("ok   cache: ")
     assert said.last_words == "2 of the checks failed; each line above says what to do"
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [({}, ", CPU, AVX2"), ({"devices": "Some GPU"}, ", GPU (Some GPU), AVX2")],
+)
+def test_check_names_the_gpu_that_llama_cpp_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: dict[str, str], said: str
+) -> None:
+    facts = {"version": "1", "backend": "GPU" if devices else "CPU", "instructions": "AVX2"}
+    monkeypatch.setattr(llama_library, "build_facts", lambda: facts | devices)
+    found = {each.subject: each for each in check_all(str(tmp_path), "nope")}["engine"]
+    assert found.ok
+    assert found.text.startswith(f"1{said}")
 
 
 def test_check_does_not_mind_that_transformers_is_missing(

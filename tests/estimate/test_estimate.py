@@ -247,6 +247,18 @@ def test_what_a_job_names_and_is_not_there_is_refused_unless_it_is_stated() -> N
         estimate(stated(corpora=short))
 
 
+def test_a_file_that_is_named_twice_travels_once(pair: TinyPair) -> None:
+    twice = [
+        {"model": str(pair.candidate), "name": "once"},
+        {"model": str(pair.candidate), "name": "again"},
+    ]
+    plan = estimate(facts(pair.base, twice, [corpus()]))
+    sizes = pair.base.stat().st_size + pair.candidate.stat().st_size
+    assert plan.volumes.models_per_node == sizes
+    assert plan.volumes.uploads == (pair.base.name, pair.candidate.name, TEXT.name)
+    assert plan.volumes.upload == sizes + TEXT.stat().st_size
+
+
 def test_a_candidate_with_another_vocabulary_is_refused(pair: TinyPair, tmp_path: Path) -> None:
     stranger = tiny_pair(tmp_path, vocabulary=320, bos=True).candidate
     with pytest.raises(FormatError, match="has a vocabulary of 320, the base 321"):

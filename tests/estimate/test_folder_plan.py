@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kldcloud.errors import UserError
-from kldcloud.estimate import sweep as planning
+from kldcloud.estimate import speed
 from kldcloud.estimate.sweep import SweepEstimate, estimate_sweep
 from kldcloud.models.model_folder import read_model_folder
 from kldcloud.pipeline.model_files import FolderModel, with_recipe
@@ -208,5 +208,5 @@ def test_a_stated_rate_loads_no_model(base: Path, monkeypatch: pytest.MonkeyPatc
     def refused(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(planning, "load_engine", refused)
+    monkeypatch.setattr(speed, "load_engine", refused)
     assert estimate(near(base, {"quantize": "bnb-int8"}), HOME).rate.tokens == 100.0

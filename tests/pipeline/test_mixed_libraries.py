@@ -109,7 +109,9 @@ def test_whatever_differs_is_named_with_both_values(
     nodes = [replace(PLAIN, libraries=one), replace(PLAIN, host="b", libraries=other)]
     told = f"differ in the engine's {name}: a has '{one[name]}', b '{other.get(name, '')}'"
     with pytest.raises(EngineError, match=told):
-        mixed_libraries(nodes, allowed=False)
-    found = mixed_libraries(nodes, allowed=True)
+        mixed_libraries(nodes, gpus=True, allowed=False)
+    found = mixed_libraries(nodes, gpus=True, allowed=True)
     assert found == {f"mixed {name}": " / ".join(sorted((one[name], other.get(name, ""))))}
-    assert mixed_libraries(nodes[:1] * 2, allowed=False) == {}
+    assert mixed_libraries(nodes[:1] * 2, gpus=True, allowed=False) == {}
+    without = mixed_libraries(nodes, gpus=False, allowed=True)
+    assert without == ({} if name == "GPUs" else found)

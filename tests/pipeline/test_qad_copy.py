@@ -16,6 +16,7 @@ from kldcloud.pipeline.qad_copy import (
     copy_from_store,
     copy_here,
 )
+from kldcloud.spec.qad_job import ExportSpec
 from kldcloud.store import open_store
 from kldcloud.store.digest import sha256_bytes
 from tests.report.summaries import as_summary, summary_dict
@@ -47,7 +48,7 @@ def test_what_is_not_a_file_is_never_replaced(tmp_path: Path, make: Callable[[Pa
     source.write_bytes(DATA)
     make(target)
     before = target.lstat()
-    with pytest.raises(StoreError, match="there is not a file"):
+    with pytest.raises(UserError, match="there is not a file; the store has it"):
         copy_here(source, target, Silent())
     assert target.lstat() == before
 
@@ -69,21 +70,21 @@ def test_a_place_that_cannot_be_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    file, folder = tmp_path / "file", tmp_path / "folder"
+    file, folder = tmp_path / "file", tmp_path / "folder.gguf"
     file.write_bytes(b"")
     folder.mkdir()
-    for good in (file, Path("new.gguf"), folder / "a" / "b.gguf"):
-        check_place(good, folder=False)
-    for good in (folder, Path("new"), folder / "a" / "b"):
-        check_place(good, folder=True)
+    for good in (Path("new.gguf"), folder / "a" / "b.gguf"):
+        check_place(ExportSpec(to="gguf", path=good))
+    for good in (tmp_path, Path("new"), folder / "a" / "b"):
+        check_place(ExportSpec(to="hf", path=good))
     assert sorted(tmp_path.rglob("*")) == [file, folder]
-    with pytest.raises(UserError, match=r"export\.path: .*folder is there, and no file"):
-        check_place(folder, folder=False)
-    with pytest.raises(UserError, match=r"export\.path: .*file is there, and no folder"):
-        check_place(file, folder=True)
-    for wanted in (False, True):
-        with pytest.raises(UserError, match=r"export\.path: .*/file is no folder"):
-            check_place(file / "a" / "b", folder=wanted)
+    with pytest.raises(UserError, match=r"folder\.gguf is not a file"):
+        check_place(ExportSpec(to="gguf", path=folder))
+    with pytest.raises(UserError, match="file is not a folder"):
+        check_place(ExportSpec(to="hf", path=file))
+    for kind, name in (("gguf", "b.gguf"), ("hf", "b")):
+        with pytest.raises(UserError, match=r"/file is not a folder; give export\.path another"):
+            check_place(ExportSpec(to=kind, path=file / "a" / name))
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UserError, match=r"export\.path: .*folder cannot be written to"):
-        check_place(folder / "b.gguf", folder=False)
+    with pytest.raises(UserError, match=r"folder\.gguf cannot be written to"):
+        check_place(ExportSpec(to="gguf", path=folder / "b.gguf"))

@@ -11,8 +11,10 @@ from tiny_models import TinyPair, tiny_pair
 
 from kldcloud.clusters.local_ray import LocalMachines
 from kldcloud.errors import EngineError
+from kldcloud.models import llama_library
+from kldcloud.models.llama_library import build_facts
 from kldcloud.pipeline.machines import NodeFacts, Seat, this_node
-from kldcloud.pipeline.sweep import Launched, check_layers_on_gpu, run_sweep
+from kldcloud.pipeline.sweep import Launched, check_layers_on_gpu, mixed_engines, run_sweep
 from kldcloud.pipeline.workers import seats_for
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.engine import EngineOptions
@@ -107,8 +109,8 @@ class TwoMachines(LocalMachines):
 
     def nodes(self) -> Sequence[NodeFacts]:
         here = this_node()
-        other = dict(here.engine) | {"instructions": "SSE3"}
-        return (here, replace(here, host="elsewhere", engine=other))
+        other = dict(here.engine_on_cpu) | {"instructions": "SSE3"}
+        return (here, replace(here, host="elsewhere", engine_on_cpu=other))
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,31 @@ def test_machines_that_differ_are_refused_before_work_starts_or_go_on_record(
     assert mixed.run != plain.run
     assert "SSE3" in mixed.summary.engine["mixed instructions"]
     assert "mixed instructions" not in plain.summary.engine
+
+
+def test_gpus_may_differ_where_none_takes_part() -> None:
+    alike = {"version": "1", "backend": "CPU"}
+    nodes = [
+        replace(PLAIN, engine={**alike, "backend": "GPU", "devices": "H100"}, engine_on_cpu=alike),
+        replace(PLAIN, host="b", engine=alike, engine_on_cpu=alike),
+    ]
+    assert mixed_engines(nodes, gpus=False, allowed=False) == {}
+    told = "machines differ in the engine's backend: a has 'GPU', b 'CPU'"
+    with pytest.raises(EngineError, match=told):
+        mixed_engines(nodes, gpus=True, allowed=False)
+
+
+def test_a_machine_knows_its_engine_with_and_without_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        llama_library, "_accelerators", lambda *, gpus: ["Some GPU"] if gpus else []
+    )
+    build_facts.cache_clear()
+    try:
+        here = this_node()
+    finally:
+        build_facts.cache_clear()
+    assert here.engine["devices"] == "Some GPU"
+    assert here.engine_on_cpu == {**here.engine_on_cpu, "backend": "CPU"}
+    assert "devices" not in here.engine_on_cpu

@@ -55,6 +55,12 @@ def as_text(html: str) -> str:
     return html
 
 
+def test_one_chunk_is_not_chunks() -> None:
+    shape = summary_dict()
+    shape["corpora"][0].update(chunks=1)
+    assert "On pydoc, 1 chunk of 512 tokens, " in render_reddit(as_summary(shape))
+
+
 def test_a_small_run_gives_this_post() -> None:
     assert render_reddit(as_summary(summary_dict())) == EXPECTED
 

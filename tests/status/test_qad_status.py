@@ -329,6 +329,17 @@ def test_a_launch_shows_the_distillation_that_it_runs(kept: KeptQad) -> None:
     assert kept.shown().startswith(f"{QAD}  out-of-time: max_duration  (5 s ago)")
 
 
+def test_it_has_stopped_once_its_machines_were_given_back(kept: KeptQad) -> None:
+    rented = KeptRun(kept.store)
+    rented.launch(down=NOW - 1)
+    rented.attempt(attempt(3600), run=QAD, state="running")
+    kept.progress(seen=NOW - 3)
+    assert (kept.status().state, kept.status().settled) == ("stopped", True)
+    # Somebody went on with it here.
+    kept.progress(seen=NOW)
+    assert kept.status().state == "running"
+
+
 def test_a_managed_launch_brings_it_back(kept: KeptQad) -> None:
     rented = KeptRun(kept.store)
     rented.launch(managed=True)

@@ -9,6 +9,7 @@ import pytest
 
 from kldcloud.report.status_json import status_facts
 from kldcloud.status.reader import StatusReader
+from kldcloud.status.run_list import list_runs
 from kldcloud.status.subject import StatusSubject
 from kldcloud.status.vitals import SILENT_SECONDS, STUCK_SECONDS
 from kldcloud.store import open_store
@@ -202,6 +203,30 @@ def test_machines_that_may_still_cost_money_are_warned_of(
     text = kept.shown(launch=LAUNCH)
     command = f"kldcloud down {LAUNCH} --store {kept.store.uri}"
     assert (f"machines may still be up: {command}" in text) == warned
+
+
+@pytest.mark.parametrize("down", [0.0, NOW - 1])
+def test_whose_machines_were_given_back_has_stopped_whatever_it_last_said(
+    kept: KeptRun, down: float
+) -> None:
+    kept.launch(launched=NOW - 60, down=down)
+    assert kept.status(launch=LAUNCH).state == ("stopped" if down else "starting")
+    kept.attempt(attempt(50), state="preparing")
+    assert kept.status(launch=LAUNCH).state == ("stopped" if down else "preparing")
+    assert [each.state for each in list_runs(kept.store, NOW)] == [
+        "stopped" if down else "preparing"
+    ]
+    kept.attempt(attempt(50), state="running", run=RUN)
+    kept.measuring()
+    kept.driver(attempt(50), launch=LAUNCH, updated=NOW - 5)
+    expected = "stopped" if down else "running"
+    assert kept.status(launch=LAUNCH).state == kept.status().state == expected
+    (line,) = list_runs(kept.store, NOW)
+    assert (line.id, line.state) == (RUN, expected)
+    assert ("workers:" in kept.shown()) is not bool(down)
+    kept.driver(attempt(50), launch=LAUNCH, updated=NOW - 1000)
+    (line,) = list_runs(kept.store, NOW)
+    assert line.state == kept.status().state == ("stopped" if down else "gone")
 
 
 def test_a_launch_without_a_run_shows_what_its_machines_are_doing(kept: KeptRun) -> None:

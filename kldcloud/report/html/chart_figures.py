@@ -22,7 +22,8 @@ _HEADINGS: Final = {
 _CAPTIONS: Final = {
     "distribution": (
         "Across, a share of the positions; upwards, the KL divergence that they do not exceed."
-        " At 50\u00a0% stands the median, at 99.9\u00a0% what one position in a thousand exceeds."
+        " At 50\u00a0% stands the median, at 99.9\u00a0% what one position in a thousand exceeds;"
+        " lines end where less than one position is left above."
     ),
     "position": (
         "Mean KL divergence of positions with more and more text before them."

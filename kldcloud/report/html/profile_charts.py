@@ -31,13 +31,16 @@ def distribution_chart(
 ) -> dict[str, Any] | None:
     """KL divergence of the share of positions that have no more; None without positive ones.
 
-    The axis of shares gives each further nine the same room: 90 %, 99 %, 99.9 %.
+    The axis of shares gives each further nine the same room: 90 %, 99 %, 99.9 %. It ends where
+    less than one position is left above: beyond that a quantile is the largest value again.
     """
+    positions = max((sum(bin_.tokens for bin_ in each.by_position) for each in profiles), default=0)
+    last = 1 - (1 - _ROUNDING) / positions if positions else 1.0
     heights = [
         (share, value)
         for profile in profiles
         for share, value in profile.curve
-        if share is not None and value is not None and value > 0 and share < 1
+        if share is not None and value is not None and value > 0 and share < last
     ]
     shares = [share for share, _ in heights]
     if not heights:
@@ -50,7 +53,8 @@ def distribution_chart(
     transform = [
         {"calculate": "datum.curve[0]", "as": "share"},
         {"calculate": "datum.curve[1]", "as": "kld"},
-        {"filter": "datum.share !== null && datum.share < 1 && datum.kld > 0"},
+        {"filter": "datum.share !== null && datum.kld > 0"},
+        {"filter": f"datum.share < {last!r}"},
         {"calculate": "1 - datum.share", "as": "rarer"},
         {"calculate": "format(100 * datum.share, '.6~f') + ' % of the positions'", "as": "where"},
         {"calculate": "'at most ' + format(datum.kld, '.4~g') + ' nats'", "as": "told"},

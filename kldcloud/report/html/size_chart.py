@@ -46,6 +46,7 @@ _MOST_SPOKEN: Final = 20
 _SMALL_GIB: Final = 0.05
 _LOWEST_BAR: Final = 10  # a bar goes down to no less than this part of the smallest value
 _PADDING: Final = 0.06
+_LEAST_SPAN: Final = 0.1  # of the largest file
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,10 @@ def _unit(plot: SizePlot) -> tuple[str, float]:
 def _axes(plot: SizePlot, layout: Layout, unit_bytes: float) -> SizeAxes:
     sizes = [point.bytes / unit_bytes for point in plot.points]
     low, high = min(sizes), max(sizes)
-    room = (high - low) * _PADDING or high * _PADDING or 1.0
+    # Files that differ by a few tensors would stand at opposite ends, as if that were much.
+    short = max(high * _LEAST_SPAN - (high - low), 0) / 2
+    low, high = low - short, high + short
+    room = (high - low) * _PADDING or 1.0
     values = [point.kld for point in plot.points]
     ends = [end for point in plot.points for end in point.interval95 or () if end > 0]
     floor = min(values) / _LOWEST_BAR

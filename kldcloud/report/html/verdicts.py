@@ -89,7 +89,7 @@ def _lead(summary: Summary, corpus: Corpus, comparison: Comparison | None) -> It
     yield joined(
         [
             element("strong", foreign(best, limit=_NAME_SHOWN)),
-            f" is closest to the base: {figure}.",
+            f" is closest to the base: {figure}." if len(means) > 1 else f": {figure}.",
             f" {_counted(len(others), 'other')} may be as close." if others else None,
         ]
     )

@@ -177,6 +177,13 @@ def test_without_scripts_the_words_and_the_tables_are_there(chromium: Browser, p
 # Tables
 
 
+def test_names_stand_at_the_left_of_every_table(chromium: Browser, page: str) -> None:
+    chromium.show(page)
+    for table in (".results", ".macro", ".files"):
+        for part in ("thead th:first-child", "tbody th[scope=row]"):
+            assert chromium.style(f"{table} {part}", "text-align") == "left", (table, part)
+
+
 def test_a_heading_sorts_its_table_and_says_which_way(chromium: Browser, page: str) -> None:
     chromium.show(page)
     given = [*SIZES, "TQ1_0"]
@@ -330,6 +337,13 @@ def test_words_stand_out_from_their_paper(chromium: Browser, page: str, *, dark:
     }
     assert len(marks) == 2
     assert all(contrast(each, paper) >= 3 for each in marks)
+    # Bars of the frontier's points are half transparent: they need more.
+    bars = chromium.run(
+        "return [...document.querySelectorAll('#size-0 .intervals_marks line')]"
+        ".map(each => getComputedStyle(each).stroke)"
+    )
+    assert bars
+    assert max(contrast(each, paper) for each in bars) >= 5
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -362,6 +376,16 @@ def test_it_prints_in_light_colours_without_buttons(chromium: Browser, page: str
     assert printed.startswith(b"%PDF-")
     pages = len(re.findall(rb"/Type\s*/Page\b", printed))
     assert 3 <= pages <= 12
+
+
+def test_paper_is_as_wide_as_its_tables(chromium: Browser) -> None:
+    shape = realistic_dict(failing=True)
+    for name in SIZES:
+        rename(shape, name, f"Model-135M-Instruct-somebody-dynamic-2.0-with-a-long-name-{name}")
+    paper = 703  # of a sheet of A4 without its margins
+    chromium.show(render_html(as_summary(shape), None, None), width=paper)
+    chromium.media("print", dark=False)
+    assert chromium.run("return document.documentElement.scrollWidth") == paper
 
 
 # A phone

@@ -159,7 +159,7 @@ def test_numbers_that_do_not_exist_are_left_out() -> None:
     gaps = profile(
         curve=[[0.0, None], [0.5, 0.0], [0.9, 0.1], [None, 0.2], [0.99, 0.3], [1.0, 9.0]],
         by_position=[
-            Bin(low=None, high=1, tokens=0, mean=0.3, error=None),
+            Bin(low=None, high=1, tokens=1000, mean=0.3, error=None),
             Bin(low=1, high=2, tokens=0, mean=None, error=None),
             Bin(low=2, high=3, tokens=1, mean=-1e-9, error=None),
             Bin(low=3, high=4, tokens=1, mean=0.1, error=None),
@@ -171,6 +171,20 @@ def test_numbers_that_do_not_exist_are_left_out() -> None:
         "Q8_0, 3 to 4, 1 positions: 0.100000 nats"
     ]
     assert items(whole, "errors") == []
+
+
+@pytest.mark.parametrize(("positions", "ends"), [(45, "97.5 %"), (100, "99 %"), (5000, "99.9 %")])
+def test_a_distribution_ends_where_no_whole_position_is_left(positions: int, ends: str) -> None:
+    shares = (0.5, 0.9, 0.975, 0.99, 0.999, 0.9999)
+    few = profile(
+        curve=[[share, share] for share in shares],
+        by_position=[Bin(low=32, high=64, tokens=positions, mean=0.1, error=None)],
+    )
+    told = [
+        item["description"]
+        for item in items(drawn("distribution", [few], curves("Q8_0")), "points")
+    ]
+    assert told[-1].startswith(f"Q8_0, {ends} of the positions: ")
 
 
 @pytest.mark.parametrize("kind", PROFILE_CHARTS)

@@ -56,6 +56,21 @@ def test_points_stand_where_their_tokens_put_them(layout: Layout) -> None:
         assert found[name]["y"] == pytest.approx(found[low]["y"] - up * tall, abs=0.01)
 
 
+@pytest.mark.parametrize(("share", "across"), [(0.002, 0.02), (0.05, 0.5), (0.5, 1.0)])
+def test_files_of_nearly_one_size_do_not_stand_at_opposite_ends(
+    share: float, across: float
+) -> None:
+    shape = summary_dict()
+    shape.update(candidates=[], results=[], comparisons=[])
+    for at, name in enumerate(("small", "large")):
+        size = 2**30 * (1 - share * (1 - at))
+        shape["candidates"].append(candidate(name, int(size), 8.0))
+        shape["results"].append(measured(name, "pydoc", result(0.1 / (1 + at), 0.01)))
+    left, right = (item["x"] for item in items(drawn(as_summary(shape)), "points"))
+    assert (right - left) / WIDE.width == pytest.approx(across / 1.12, abs=0.01)
+    assert (left + right) / 2 == pytest.approx(WIDE.width / 2, abs=2)
+
+
 def test_every_name_stands_beside_its_own_point() -> None:
     whole = drawn(realistic_summary())
     spots = {item["description"].split(":")[0]: item for item in items(whole, "points")}
