@@ -20,7 +20,8 @@ class ChunkOutput:
     """What an engine says about the scored positions of one chunk.
 
     Attributes:
-        logits: float32 [rows, V]; valid until the engine evaluates again: it may be its buffer.
+        logits: float32 [rows, V]; valid until the engine has evaluated `Engine.kept` more chunks:
+            it may be its buffer.
         hidden: float32 [rows, d] post-final-norm states, if asked for, else None; a copy.
     """
 
@@ -57,6 +58,14 @@ class Engine(Protocol):
     @property
     def on_gpu(self) -> bool:
         """Whether a GPU does the work, so that the CPU is free meanwhile."""
+        ...
+
+    @property
+    def kept(self) -> int:
+        """Of how many chunks, evaluated one after the other, it keeps the logits: 1 or more.
+
+        After a chunk it may be more than before.
+        """
         ...
 
     def side(self, tokens: Tokens) -> LinearSide | None:

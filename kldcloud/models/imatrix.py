@@ -24,14 +24,8 @@ from kldcloud.models.child import Progress, run_child
 from kldcloud.models.engine import Tokens
 from kldcloud.models.ggml_tensor import GraphNode
 from kldcloud.models.imatrix_file import Importance, ImportanceMatrix, imatrix_bytes
-from kldcloud.models.llama_engine import (
-    BATCH,
-    LlamaOptions,
-    fill_batch,
-    load_model,
-    new_context,
-    vocabulary_of,
-)
+from kldcloud.models.llama_context import BATCH, fill_batch, new_context
+from kldcloud.models.llama_engine import LlamaOptions, load_model, vocabulary_of
 from kldcloud.models.llama_library import llama, recent_complaints
 from kldcloud.store.digest import sha256_bytes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,18 @@ import numpy.typing as npt
 from kldcloud.errors import EngineError, UserError
 from kldcloud.models.amx import extra_buffers_work
 from kldcloud.models.engine import ChunkOutput, Tokens, Vocabulary
-from kldcloud.models.ggml_types import GGML_TYPES
-from kldcloud.models.llama_library import buffer_type, build_facts, llama, recent_complaints
+from kldcloud.models.llama_context import MICRO_BATCH, LlamaContext
+from kldcloud.models.llama_library import (
+    buffer_type,
+    build_facts,
+    free_on_gpus,
+    llama,
+    recent_complaints,
+)
 from kldcloud.models.llama_states import StateCapture
 
 if TYPE_CHECKING:
     from kldcloud.divergence.linear.side import LinearSide
-
-# Not the binding's names: it has none for BF16.
-_TYPE_NUMBERS = {kind.name: number for number, kind in GGML_TYPES.items()}
-
-BATCH = 2048
-MICRO_BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +90,21 @@ class LlamaEngine:
 
     def __init__(self, path: Path, context: int, options: LlamaOptions) -> None:
         self._binding = llama()
-        self._context_size = context
-        self._options = options
+        self._path, self._context_size, self._options = path, context, options
         self._capture = StateCapture()
         recent_complaints()
         self._model = load_model(path, options)
+        self._free_before = free_on_gpus() if self.on_gpu else []
         try:
             self._vocabulary = vocabulary_of(self._binding.llama_model_get_vocab(self._model))
-            self._ctx = new_context(self._model, path, context, options, self._capture.callback)
         except BaseException:
             # Nobody has this engine to close it, and the worker goes on with another model.
             self._binding.llama_model_free(self._model)
             raise
-        self._batch = self._binding.llama_batch_init(min(BATCH, context), 0, 1)
-        self._joined: npt.NDArray[np.float32] | None = None
+        self._contexts: list[LlamaContext] = []
+        self._watched: LlamaContext | None = None
+        self._turn = 0
+        self._second_to_open = self.on_gpu
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -116,6 +118,10 @@ class LlamaEngine:
     def on_gpu(self) -> bool:
         return self._options.n_gpu_layers != 0
 
+    @property
+    def kept(self) -> int:
+        return max(1, len(self._contexts))
+
     def side(self, tokens: Tokens) -> LinearSide | None:  # noqa: ARG002
         """None: llama.cpp makes the logits itself, and hands them out on the host."""
         return None
@@ -128,113 +134,60 @@ class LlamaEngine:
         """Logits of positions n_ctx/2 .. n_ctx-2, which predict the token after them.
 
         Raises:
-            EngineError: if llama.cpp fails to decode.
+            EngineError: if llama.cpp fails to decode, or has no memory for it.
         """
-        n = self._context_size
-        first = n // 2
-        rows = n - 1 - first
-        binding = self._binding
         fed = np.array(tokens, np.int32)
         if self._vocabulary.add_bos:
             fed[0] = self._vocabulary.bos
-        binding.llama_memory_clear(binding.llama_get_memory(self._ctx), True)
-        self._capture.start(wanted=hidden)
-        single = n <= BATCH
-        for start in range(0, n, BATCH):
-            stop = min(start + BATCH, n)
-            outputs = fill_batch(self._batch, fed, start, stop, first)
-            if binding.llama_decode(self._ctx, self._batch) != 0:
-                raise EngineError(f"llama.cpp failed to decode: {recent_complaints()}")
-            if outputs and not single:
-                self._join(self._logits(outputs), max(start, first) - first, rows + 1)
-        logits = self._logits(rows + 1) if single else self._joined
-        if logits is None:
-            raise EngineError("llama.cpp produced no logits")
-        states = self._capture.take(rows + 1)[:rows] if hidden else None
-        return ChunkOutput(logits[:rows], states)
+        if not hidden:
+            return ChunkOutput(self._next_context().logits(fed)[:-1], None)
+        self._watched = self._watched or self._new_context(self._capture.callback)
+        self._capture.start()
+        logits = self._watched.logits(fed)
+        return ChunkOutput(logits[:-1], self._capture.take(len(logits))[:-1])
 
-    def _logits(self, rows: int) -> npt.NDArray[np.float32]:
-        pointer = self._binding.llama_get_logits(self._ctx)
-        if not pointer:
-            raise EngineError("llama.cpp produced no logits")
-        return np.ctypeslib.as_array(pointer, shape=(rows, self._vocabulary.size))
+    def _next_context(self) -> LlamaContext:
+        """The one whose logits are not those of the last chunk, where there are two."""
+        if not self._contexts:
+            self._contexts.append(self._new_context())
+        elif self._second_to_open:
+            self._second_to_open = False
+            self._open_second()
+        self._turn = (self._turn + 1) % len(self._contexts)
+        return self._contexts[self._turn]
 
-    def _join(self, part: npt.NDArray[np.float32], at: int, rows: int) -> None:
-        if self._joined is None:
-            self._joined = np.empty((rows, self._vocabulary.size), np.float32)
-        self._joined[at : at + len(part)] = part
+    def _new_context(self, callback: Any = None) -> LlamaContext:  # noqa: ANN401
+        return LlamaContext(
+            self._model,
+            self._path,
+            self._context_size,
+            self._options,
+            self._vocabulary.size,
+            callback,
+        )
+
+    def _open_second(self) -> None:
+        """A second context, so that a GPU fills one while the logits of the other are read.
+
+        Without it they would have to be copied first, with the GPU waiting. llama.cpp aborts where
+        a GPU's memory ends in the midst of a graph: so what the first context took, work space of
+        its first chunk included, has to be there twice over.
+        """
+        free = free_on_gpus()
+        took = [before - now for before, now in zip(self._free_before, free, strict=True)]
+        if all(now >= 2 * each for now, each in zip(free, took, strict=True)):
+            with suppress(EngineError):
+                self._contexts.append(self._new_context())
 
     def close(self) -> None:
         """Free the model's memory now rather than at the end of the process."""
-        if self._ctx:
-            self._binding.llama_batch_free(self._batch)
-            self._binding.llama_free(self._ctx)
+        for context in (*self._contexts, self._watched):
+            if context:
+                context.close()
+        self._contexts, self._watched = [], None
+        if self._model:
             self._binding.llama_model_free(self._model)
-            self._ctx = self._model = None
-
-
-def new_context(
-    model: Any,  # noqa: ANN401 - pointers of ctypes
-    path: Path,
-    context: int,
-    options: LlamaOptions,
-    callback: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
-    """A context for chunks of `context` tokens that `llama_free` frees.
-
-    Args:
-        model: from `load_model`.
-        path: its file, for the error.
-        context: tokens a chunk.
-        options: how to run it.
-        callback: sees the graph's nodes as they are computed; it must outlive the context.
-
-    Raises:
-        EngineError: if llama.cpp has no memory for it.
-    """
-    binding = llama()
-    params = binding.llama_context_default_params()
-    params.n_ctx = context
-    params.n_batch = min(BATCH, context)
-    params.n_ubatch = min(MICRO_BATCH, params.n_batch)
-    params.n_seq_max = 1
-    params.n_threads = params.n_threads_batch = options.threads
-    params.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
-    params.type_k = _TYPE_NUMBERS[options.kv_type_k.upper()]
-    params.type_v = _TYPE_NUMBERS[options.kv_type_v.upper()]
-    params.swa_full = False
-    params.cb_eval = callback
-    made = binding.llama_init_from_model(model, params)
-    if not made:
-        raise EngineError(
-            f"{path}: llama.cpp could not make a context of {context} tokens: "
-            f"{recent_complaints()}",
-            hint="use a smaller context, or a machine with more memory",
-        )
-    return made
-
-
-def fill_batch(batch: Any, tokens: Tokens, start: int, stop: int, first: int) -> int:  # noqa: ANN401
-    """Put positions `start` to `stop` of a chunk into a batch.
-
-    Args:
-        batch: from `llama_batch_init`, with room for them.
-        tokens: int32 [n_ctx], the whole chunk.
-        start: its first position.
-        stop: the position after its last.
-        first: the first position that logits are wanted of.
-
-    Returns:
-        Rows of logits that evaluating the batch gives.
-    """
-    batch.n_tokens = stop - start
-    for i in range(stop - start):
-        batch.token[i] = int(tokens[start + i])
-        batch.pos[i] = start + i
-        batch.n_seq_id[i] = 1
-        batch.seq_id[i][0] = 0
-        batch.logits[i] = start + i >= first
-    return max(0, stop - max(start, first))
+            self._model = None
 
 
 def vocabulary_of(vocab: Any) -> Vocabulary:  # noqa: ANN401

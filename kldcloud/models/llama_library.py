@@ -19,7 +19,7 @@ _recent: deque[str] = deque(maxlen=50)
 """The library's latest warnings and errors: it reports a failed load only there."""
 
 _WARNING = 3
-_CPU_DEVICE, _LIBRARY_DEVICE = 0, 3
+_CPU_DEVICE, _GPU_DEVICES, _LIBRARY_DEVICE = 0, (1, 2), 3
 
 
 @cache
@@ -116,11 +116,7 @@ def buffer_type(name: str) -> int:
     Raises:
         UserError: if this build has none of that name; the message lists what it has.
     """
-    base = ggml("base")
-    base.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
-    base.ggml_backend_dev_buffer_type.argtypes = [ctypes.c_void_p]
-    base.ggml_backend_buft_name.restype = ctypes.c_char_p
-    base.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
+    base = _base()
     known: dict[str, int] = {}
     for device in _devices():
         address = base.ggml_backend_dev_buffer_type(device)
@@ -134,22 +130,51 @@ def buffer_type(name: str) -> int:
     return known[name]
 
 
+def free_on_gpus() -> list[int]:
+    """Free bytes of each GPU that this build sees, in its order."""
+    base = _base()
+    free, whole = ctypes.c_size_t(), ctypes.c_size_t()
+    found = []
+    for device in _devices():
+        if base.ggml_backend_dev_type(device) in _GPU_DEVICES:
+            base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(whole))
+            found.append(free.value)
+    return found
+
+
 def _accelerators(*, gpus: bool) -> list[str]:
     """What ggml calls the devices besides the CPU, such as NVIDIA H100 80GB HBM3; sorted.
 
     Args:
         gpus: whether GPUs are among them; a library of matrix products is in any case.
     """
-    base = ggml("base")
-    base.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
-    base.ggml_backend_dev_description.restype = ctypes.c_char_p
-    base.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    base = _base()
     return sorted(
         base.ggml_backend_dev_description(device).decode("utf-8", "replace")
         for device in _devices()
         if (kind := base.ggml_backend_dev_type(device)) == _LIBRARY_DEVICE
         or (gpus and kind != _CPU_DEVICE)
     )
+
+
+@cache
+def _base() -> ctypes.CDLL:
+    """Ggml's base library, with the prototypes of what tells of a device."""
+    base = ggml("base")
+    base.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    base.ggml_backend_dev_description.restype = ctypes.c_char_p
+    base.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    base.ggml_backend_dev_memory.restype = None
+    base.ggml_backend_dev_memory.argtypes = [
+        ctypes.c_void_p,
+        ctypes.POINTER(ctypes.c_size_t),
+        ctypes.POINTER(ctypes.c_size_t),
+    ]
+    base.ggml_backend_dev_buffer_type.restype = ctypes.c_void_p
+    base.ggml_backend_dev_buffer_type.argtypes = [ctypes.c_void_p]
+    base.ggml_backend_buft_name.restype = ctypes.c_char_p
+    base.ggml_backend_buft_name.argtypes = [ctypes.c_void_p]
+    return base
 
 
 def _devices() -> list[int]:

@@ -25,16 +25,14 @@ class StateCapture:
     """Collects `result_norm` over the micro-batches of one chunk."""
 
     def __init__(self) -> None:
-        self._wanted = False
         self._parts: list[npt.NDArray[np.float32]] = []
         self._error: str | None = None
         self._base = ggml_base()
         self.callback: Any = llama().ggml_backend_sched_eval_callback(self._on_node)
         """The ctypes callback; it lives as long as this object, which must outlive the context."""
 
-    def start(self, *, wanted: bool) -> None:
-        """Forget the last chunk; collect during the next one if wanted."""
-        self._wanted = wanted
+    def start(self) -> None:
+        """Forget the last chunk, and collect during the next one."""
         self._parts = []
         self._error = None
 
@@ -53,10 +51,8 @@ class StateCapture:
         return data.reshape(rows, -1)
 
     def _on_node(self, tensor: int | None, ask: bool, _user: object) -> bool:
-        if not self._wanted or not tensor:
+        if not tensor or self._base.ggml_get_name(tensor) != _NODE:
             # Asked whether the node is of interest: no. Told of a node: go on.
-            return not ask
-        if self._base.ggml_get_name(tensor) != _NODE:
             return not ask
         if not ask:
             size = self._base.ggml_nbytes(tensor)

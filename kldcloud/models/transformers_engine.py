@@ -4,12 +4,15 @@ The states come from the model's own forward pass; the output head's product is 
 what transformers returns in half precision is rounded to 8 or 11 bits, which is more than a good
 quantisation loses. Products are those of the stored numbers, summed in float32. When a model is
 loaded, logits made in this way are compared with its own.
+
+A batch is one chunk. Evaluating it in parts would take less memory and give other bits, so a GPU
+that has no room for it gives back layers, where `offload` allows that, and else says what it lacks.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +32,7 @@ from kldcloud.models.transformers_head import (
     plain_head,
 )
 from kldcloud.models.transformers_load import MORE_MEMORY, OFFLOAD, load_transformers
+from kldcloud.models.transformers_offload import WORKSPACE
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_tokenizer import folder_vocabulary
 
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     import torch
 
     from kldcloud.divergence.linear.side import LinearSide
+
+    Forward = Callable[[npt.NDArray[np.int64]], torch.Tensor]
 
 _PROBE: Final = 32
 """Tokens on which our logits are compared with the model's own."""
@@ -64,24 +70,28 @@ class TransformersEngine:
 
         folder = read_model_folder(path)
         self._path, self._context, self._options = path, context, options
-        self._threads = threads
+        self._folder, self._threads = folder, threads
         self._scored = slice(context // 2, context - 1)
         self._vocabulary = folder_vocabulary(folder)
         if options.device == "cpu":
             torch.set_num_threads(options.threads)
-        self._model: Any = load_transformers(folder, options)
+        self._buffer: npt.NDArray[np.float32] | None = None
+        self._workspace = WORKSPACE
+        self._load()
+
+    def _load(self) -> None:
+        self._model: Any = load_transformers(self._folder, self._options, self._workspace)
         self._head: Any = self._model.get_output_embeddings()
         if self._head is None:
             raise EngineError(
-                f"{path}: its class {type(self._model).__name__} has no output head",
+                f"{self._path}: its class {type(self._model).__name__} has no output head",
                 hint="only causal language models can be measured",
             )
         self._after = after_head(self._model.config)
         self._plain = plain_head(self._head, self._vocabulary.size, self._after)
-        self._buffer: npt.NDArray[np.float32] | None = None
         self._in_place_of_head: Any = None
-        if options.head == "float32":
-            self._make_logits_here(folder)
+        if self._options.head == "float32":
+            self._make_logits_here(self._folder)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -94,6 +104,10 @@ class TransformersEngine:
     @property
     def on_gpu(self) -> bool:
         return self._options.device != "cpu"
+
+    @property
+    def kept(self) -> int:
+        return 1
 
     def states(self, tokens: Tokens) -> npt.NDArray[np.float32] | None:
         """What enters the output head at a chunk's scored positions, float32 [rows, d]; a copy.
@@ -131,7 +145,8 @@ class TransformersEngine:
             if hidden:
                 raise EngineError("no hidden states are taken where head is 'model'")
             with self._out_of_memory_named():
-                return ChunkOutput(self._filled(self._own(self._fed(tokens))[self._scored]), None)
+                own = self._with_room(self._own, self._fed(tokens))
+                return ChunkOutput(self._filled(own[self._scored]), None)
         states = self._scored_states(tokens)
         with self._out_of_memory_named():
             logits = self._filled(self._logits(states))
@@ -140,7 +155,22 @@ class TransformersEngine:
     def _scored_states(self, tokens: Tokens) -> torch.Tensor:
         """What enters the output head at a chunk's scored positions, [rows, d]."""
         with self._out_of_memory_named():
-            return self._states(self._fed(tokens))[self._scored]
+            return self._with_room(self._states, self._fed(tokens))[self._scored]
+
+    def _with_room(self, forward: Forward, tokens: npt.NDArray[np.int64]) -> torch.Tensor:
+        """A forward pass; where there is no memory for it, layers leave the GPU until there is."""
+        import torch
+
+        while True:
+            try:
+                return forward(tokens)
+            except torch.OutOfMemoryError:
+                if not self._options.offload:
+                    raise
+            # Not above: an exception keeps what its frames hold.
+            self._unload()
+            self._workspace *= 2
+            self._load()
 
     def _fed(self, tokens: Tokens) -> npt.NDArray[np.int64]:
         fed = np.array(tokens, np.int64)
@@ -247,9 +277,13 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the model's memory now rather than at the end of the process."""
+        self._unload()
+        self._buffer = None
+
+    def _unload(self) -> None:
         import torch
 
-        self._model = self._head = self._plain = self._buffer = self._in_place_of_head = None
+        self._model = self._head = self._plain = self._in_place_of_head = None
         gc.collect()
         if self._options.device != "cpu":
             torch.cuda.empty_cache()

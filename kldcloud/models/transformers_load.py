@@ -11,7 +11,7 @@ from kldcloud.models.folder_files import CONFIG
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.transformers_library import transformers
 from kldcloud.models.transformers_methods import check_method
-from kldcloud.models.transformers_offload import bring_head, offload_settings
+from kldcloud.models.transformers_offload import WORKSPACE, bring_head, offload_settings
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_recipes import recipe_config
 
@@ -48,10 +48,17 @@ def folder_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a fam
         ) from error
 
 
-def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:  # noqa: ANN401
+def load_transformers(
+    folder: ModelFolder, options: TransformersOptions, workspace: int = WORKSPACE
+) -> Any:  # noqa: ANN401 - one class a family
     """The model, in evaluation mode, where the options say.
 
     No code of the folder runs: its class is one that transformers itself has.
+
+    Args:
+        folder: it.
+        options: how it is run.
+        workspace: bytes of a GPU that an offloaded model leaves free for evaluating.
 
     Raises:
         EngineError: transformers refuses it, or there is no memory for it.
@@ -78,7 +85,7 @@ def load_transformers(folder: ModelFolder, options: TransformersOptions) -> Any:
     if options.recipe:
         settings["quantization_config"] = recipe_config(options.recipe)
     if options.device != "cpu":
-        settings |= _placement(folder, options, settings["dtype"])
+        settings |= _placement(folder, options, settings["dtype"], workspace)
     try:
         if options.dequantize:
             model, found = _from_dequantized(folder, settings)
@@ -119,8 +126,17 @@ def _check_size(folder: ModelFolder, config: Any) -> None:  # noqa: ANN401
     check_weight_count(folder.path / CONFIG, weights, folder.tensor_bytes)
 
 
-def _placement(folder: ModelFolder, options: TransformersOptions, dtype: Any) -> dict[str, Any]:  # noqa: ANN401
-    return offload_settings(folder, dtype) if options.offload else {"device_map": options.device}
+def _placement(
+    folder: ModelFolder,
+    options: TransformersOptions,
+    dtype: Any,  # noqa: ANN401
+    workspace: int,
+) -> dict[str, Any]:
+    return (
+        offload_settings(folder, dtype, workspace)
+        if options.offload
+        else {"device_map": options.device}
+    )
 
 
 def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -11,39 +11,43 @@ from typing import Any, Final
 
 from kldcloud.models.model_folder import ModelFolder
 
-_WORKSPACE: Final = 1 << 30
-"""For tiles of logits, states, and a chunk's activations."""
+WORKSPACE: Final = 1 << 30
+"""Bytes for tiles of logits, states, and a chunk's activations; more once a chunk lacked them."""
 _USABLE: Final = 0.95
 """Of what is free: allocators keep pieces that are too small for the next tensor."""
 _HEADS: Final = 2
 """Room for the candidate's head, and for that of the base beside it."""
 
 
-def offload_settings(folder: ModelFolder, dtype: Any) -> dict[str, Any]:  # noqa: ANN401
+def offload_settings(folder: ModelFolder, dtype: Any, workspace: int) -> dict[str, Any]:  # noqa: ANN401
     """What `from_pretrained` needs to know so that layers without room on the GPU wait.
 
     Args:
         folder: the model's.
         dtype: torch's, that it is going to be loaded in.
+        workspace: bytes to leave free for evaluating.
     """
     import torch
     from accelerate.utils import get_max_memory
 
     free, _ = torch.cuda.mem_get_info()
-    gpu = room_for_layers(free, folder, dtype.itemsize)
+    gpu = room_for_layers(free, folder, dtype.itemsize, workspace)
     return {"device_map": "auto", "max_memory": {0: gpu, "cpu": get_max_memory()["cpu"]}}
 
 
-def room_for_layers(free: int, folder: ModelFolder, bytes_a_number: int) -> int:
+def room_for_layers(
+    free: int, folder: ModelFolder, bytes_a_number: int, workspace: int = WORKSPACE
+) -> int:
     """Bytes of a GPU that weights may take, so that measuring them still has what it needs.
 
     Args:
         free: bytes free on it.
         folder: the model's.
         bytes_a_number: of its output head, on the GPU.
+        workspace: bytes to leave free besides.
     """
     head = folder.vocabulary_size * folder.hidden_size * bytes_a_number
-    return max(0, int(free * _USABLE) - _HEADS * head - _WORKSPACE)
+    return max(0, int(free * _USABLE) - _HEADS * head - workspace)
 
 
 def bring_head(head: Any) -> None:  # noqa: ANN401 - a module of torch

@@ -76,8 +76,10 @@ def evaluated(engine: Engine, chunks: Sequence[Tokens]) -> Iterator[npt.NDArray[
         return
     room: list[npt.NDArray[np.float32]] = []
 
-    def copied(at: int) -> npt.NDArray[np.float32]:
+    def ready(at: int) -> npt.NDArray[np.float32]:
         logits = engine.evaluate(chunks[at]).logits
+        if engine.kept >= _BUFFERS:
+            return logits
         if len(room) < _BUFFERS:
             room.append(np.empty_like(logits))
         # The engine's own buffer is overwritten by the next chunk.
@@ -85,11 +87,11 @@ def evaluated(engine: Engine, chunks: Sequence[Tokens]) -> Iterator[npt.NDArray[
         return room[at % _BUFFERS]
 
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(copied, 0) if chunks else None
+        coming = ahead.submit(ready, 0) if chunks else None
         for at in range(len(chunks)):
             assert coming is not None  # noqa: S101 - there is a chunk
             here = coming.result()
-            coming = ahead.submit(copied, at + 1) if at + 1 < len(chunks) else None
+            coming = ahead.submit(ready, at + 1) if at + 1 < len(chunks) else None
             yield here
 
 

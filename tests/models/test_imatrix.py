@@ -18,7 +18,8 @@ from kldcloud.models import ggml_tensor
 from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.imatrix import collect_imatrix, importance_matrix
 from kldcloud.models.imatrix_file import check_fit, imatrix_bytes, read_imatrix
-from kldcloud.models.llama_engine import BATCH, LlamaOptions
+from kldcloud.models.llama_context import BATCH
+from kldcloud.models.llama_engine import LlamaOptions
 from kldcloud.models.llama_tokenizer import tokenize
 from kldcloud.store.digest import sha256_file
 from tests.golden.cases import GOLDEN, TEXT

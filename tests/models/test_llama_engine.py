@@ -17,7 +17,8 @@ from kldcloud.divergence.kernel import token_statistics
 from kldcloud.errors import EngineError, UserError
 from kldcloud.models import llama_engine, llama_library
 from kldcloud.models.gguf_header import read_gguf_header
-from kldcloud.models.llama_engine import BATCH, LlamaEngine, LlamaOptions
+from kldcloud.models.llama_context import BATCH
+from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
 from kldcloud.models.llama_library import build_facts, llama
 from kldcloud.models.llama_tokenizer import tokenize
 from kldcloud.spec.engine import KvType
@@ -86,6 +87,71 @@ def test_what_was_evaluated_before_changes_no_bit(pair: TinyPair, tokens: Tokens
     engine.close()
 
 
+ON_GPU = LlamaOptions(n_gpu_layers=-1)
+"""This build may have no GPU: then llama.cpp evaluates on the CPU, and all else is as with one."""
+
+
+@pytest.mark.parametrize("context", [128, BATCH + 300])
+def test_where_a_gpu_evaluates_the_logits_of_two_chunks_are_there_at_once(
+    pair: TinyPair, tokens: Tokens, context: int
+) -> None:
+    chunks = [tokens[at * 100 : at * 100 + context] for at in range(5)]
+    engine = LlamaEngine(pair.base, context, ON_GPU)
+    before = engine.evaluate(chunks[0]).logits
+    copies = [before.copy()]
+    for chunk in chunks[1:]:
+        logits = engine.evaluate(chunk).logits
+        assert engine.kept == 2
+        assert (before == copies[-1]).all()
+        copies.append(logits.copy())
+        before = logits
+    assert engine.evaluate(chunks[0], hidden=True).hidden is not None
+    assert (before == copies[-1]).all()
+    engine.close()
+    fresh = [evaluate(pair.base, chunk, ON_GPU).tobytes() for chunk in chunks]
+    assert [each.tobytes() for each in copies] == fresh
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "contexts"),
+    [([900], [600], 2), ([900], [599], 1), ([900, 900], [600, 500], 1), ([900], [950], 2)],
+)
+def test_a_second_context_needs_what_the_first_took_twice_over(
+    pair: TinyPair,
+    tokens: Tokens,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[int],
+    after: list[int],
+    contexts: int,
+) -> None:
+    told = iter([before, after])
+    monkeypatch.setattr(llama_engine, "free_on_gpus", lambda: next(told))
+    engine = LlamaEngine(pair.base, 128, ON_GPU)
+    for _ in range(3):
+        engine.evaluate(tokens[:128])
+    assert engine.kept == contexts
+    engine.close()
+
+
+def test_without_memory_for_a_second_context_the_first_goes_on(
+    pair: TinyPair, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LlamaEngine(pair.base, 128, ON_GPU)
+    first = engine.evaluate(tokens[:128]).logits.copy()
+    monkeypatch.setattr(llama(), "llama_init_from_model", lambda *_: None)
+    assert (engine.evaluate(tokens[:128]).logits == first).all()
+    assert engine.kept == 1
+    engine.close()
+
+
+def test_on_a_cpu_one_context_does(pair: TinyPair, tokens: Tokens) -> None:
+    engine = LlamaEngine(pair.base, 128, PLAIN)
+    for _ in range(3):
+        engine.evaluate(tokens[:128])
+    assert engine.kept == 1
+    engine.close()
+
+
 @pytest.mark.parametrize("model", ["base", "candidate"])
 @pytest.mark.parametrize("context", [128, BATCH + 300])
 def test_hidden_states_times_the_head_are_the_logits(
@@ -125,7 +191,7 @@ def test_a_context_of_two_batches_gives_the_rows_that_one_batch_would(
 ) -> None:
     assert len(tokens) >= 2 * BATCH
     in_two = evaluate(pair.base, tokens[:context])
-    monkeypatch.setattr("kldcloud.models.llama_engine.BATCH", 2 * BATCH)
+    monkeypatch.setattr("kldcloud.models.llama_context.BATCH", 2 * BATCH)
     in_one = evaluate(pair.base, tokens[:context])
     assert in_two.shape == in_one.shape == (ChunkShape(context).rows, 321)
     assert np.abs(in_two - in_one).max() < 1e-4
@@ -275,6 +341,12 @@ def test_a_tokenizer_that_appends_eos_is_refused(pair: TinyPair, tmp_path: Path)
         tokenize(path, "text")
 
 
+def test_options_that_fit_no_context_are_refused_by_name(pair: TinyPair, tokens: Tokens) -> None:
+    # A head of 16 values is no whole block of this type.
+    with pytest.raises(EngineError, match=r"could not make a context .* does not divide"):
+        evaluate(pair.base, tokens[:128], LlamaOptions(kv_type_k="q8_0"))
+
+
 def test_an_engine_that_could_not_be_made_leaves_no_model_behind(
     pair: TinyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,9 +358,9 @@ def test_an_engine_that_could_not_be_made_leaves_no_model_behind(
         free(model)
 
     monkeypatch.setattr(llama(), "llama_model_free", watch)
-    # A head of 16 values is no whole block of this type.
-    with pytest.raises(EngineError, match=r"could not make a context .* does not divide"):
-        LlamaEngine(pair.base, 128, LlamaOptions(kv_type_k="q8_0"))
+    monkeypatch.setattr(llama(), "llama_vocab_get_add_eos", lambda _: True)
+    with pytest.raises(UserError, match="appends an end-of-text token"):
+        LlamaEngine(pair.base, 128, PLAIN)
     assert len(freed) == 1
 
 

@@ -6,6 +6,7 @@ in the files instead of the machine's memory, and the CPU stands for the GPU.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import has_offloaded_params
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from kldcloud.errors import EngineError
 from kldcloud.models import transformers_load, transformers_offload
@@ -106,15 +108,67 @@ def test_a_gpu_without_room_for_one_layer_is_refused(
     assert "offload: true" not in str(caught.value)
 
 
-def test_a_chunk_without_room_does_not_ask_for_what_is_on(
+class Cramped:
+    """A GPU on which whole chunks run once enough layers wait; it has so many bytes for layers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, needs: int) -> None:
+        self.spaces: list[int] = []
+        self._needs = needs
+        monkeypatch.setattr(transformers_load, "offload_settings", self._settings)
+        forward = Qwen2Model.forward
+        cramped = self
+
+        def watched(model: Qwen2Model, input_ids: torch.Tensor, **others: Any) -> Any:
+            whole = input_ids.shape[1] == len(CHUNK)
+            if whole and cramped.spaces[-1] < cramped._needs:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return forward(model, input_ids=input_ids, **others)
+
+        monkeypatch.setattr(Qwen2Model, "forward", watched)
+
+    def _settings(self, _folder: object, _dtype: object, workspace: int) -> dict[str, Any]:
+        self.spaces.append(workspace)
+        waits = WAITS if workspace < 16 * GIB else dict.fromkeys(WAITS, "disk")
+        return {"device_map": dict(waits)}
+
+
+OFFLOADED = TransformersOptions("bfloat16", device="cpu:0", offload=True)
+
+
+@pytest.mark.parametrize("head", ["float32", "model"])
+def test_layers_leave_the_gpu_until_a_chunk_has_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    plain = TransformersOptions("bfloat16", head=head)
+    expected = TransformersEngine(folder, len(CHUNK), plain).evaluate(CHUNK).logits
+    gpu = Cramped(monkeypatch, 3 * GIB)
+    engine = TransformersEngine(folder, len(CHUNK), replace(OFFLOADED, head=head))
+    found = engine.evaluate(CHUNK).logits
+    assert gpu.spaces == [GIB, 2 * GIB, 4 * GIB]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    engine.evaluate(CHUNK)
+    assert len(gpu.spaces) == 3, "what a chunk needed is known to the next"
+    engine.close()
+
+
+def test_once_no_layer_is_left_there_the_chunk_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = TransformersEngine(folder, len(CHUNK), offloading(monkeypatch, WAITS))
-
-    def exhausted(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(engine, "_model", exhausted)
-    with pytest.raises(EngineError, match="a smaller context") as caught:
+    gpu = Cramped(monkeypatch, 100 * GIB)
+    engine = TransformersEngine(folder, len(CHUNK), OFFLOADED)
+    with pytest.raises(EngineError, match="not enough GPU memory even with offload") as caught:
         engine.evaluate(CHUNK)
+    assert gpu.spaces[-1] == 16 * GIB
     assert "offload: true" not in str(caught.value)
+    engine.close()
+
+
+def test_without_offload_a_chunk_says_what_it_lacked_and_what_would_help(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Cramped(monkeypatch, 100 * GIB)
+    gpu.spaces.append(GIB)
+    engine = TransformersEngine(folder, len(CHUNK), TransformersOptions("bfloat16"))
+    with pytest.raises(EngineError, match=r"a chunk of 64 tokens: .*allocate 2\.00 GiB") as caught:
+        engine.evaluate(CHUNK)
+    assert "a smaller context, or engine.transformers.offload: true" in str(caught.value)

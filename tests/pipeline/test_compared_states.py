@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from kldcloud.corpus.chunks import ChunkShape, Tokens
@@ -167,30 +168,36 @@ def test_a_damaged_state_is_refused(folders: tuple[Path, Path]) -> None:
 
 
 class Counting:
-    """An engine whose logits are the number of the chunk, in one buffer, and that tells when."""
+    """An engine whose logits are the number of the chunk, in its buffers, and that tells when."""
 
-    def __init__(self, *, on_gpu: bool) -> None:
-        self.on_gpu = on_gpu
+    def __init__(self, *, on_gpu: bool, kept: int = 1) -> None:
+        self.on_gpu, self.kept = on_gpu, kept
         self.started: list[int] = []
         self.second = threading.Event()
-        self._buffer = np.zeros((1, 2), np.float32)
+        self._buffers = [np.zeros((1, 2), np.float32) for _ in range(kept)]
 
     def evaluate(self, tokens: Tokens) -> ChunkOutput:
         self.started.append(int(tokens[0]))
         if len(self.started) > 1:
             self.second.set()
-        self._buffer[:] = tokens[0]
-        return ChunkOutput(self._buffer, None)
+        buffer = self._buffers[len(self.started) % self.kept]
+        buffer[:] = tokens[0]
+        return ChunkOutput(buffer, None)
+
+    def owns(self, logits: npt.NDArray[np.float32]) -> bool:
+        return any(logits is each for each in self._buffers)
 
 
-@pytest.mark.parametrize("on_gpu", [True, False])
-def test_logits_come_in_order_and_a_gpu_is_a_chunk_ahead(on_gpu: bool) -> None:
-    engine = Counting(on_gpu=on_gpu)
+@pytest.mark.parametrize(("on_gpu", "kept"), [(True, 1), (True, 2), (False, 1)])
+def test_logits_come_in_order_and_a_gpu_is_a_chunk_ahead(on_gpu: bool, kept: int) -> None:
+    engine = Counting(on_gpu=on_gpu, kept=kept)
     chunks = [np.array([at], np.int32) for at in range(5)]
     found = []
     for logits in evaluated(engine, chunks):  # type: ignore[arg-type]
         if not found:
             assert engine.second.wait(10 if on_gpu else 0.01) is on_gpu
+        # Copied only where the chunk ahead would overwrite them.
+        assert engine.owns(logits) is (kept == 2 or not on_gpu)
         found.append(float(logits[0, 0]))
     assert found == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert engine.started == [0, 1, 2, 3, 4]
