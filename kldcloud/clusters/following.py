@@ -12,7 +12,8 @@ from typing import Final
 
 from kldcloud.clusters import skypilot
 from kldcloud.clusters.known_launches import last_attempt
-from kldcloud.clusters.skypilot import LogTee, SkyJob
+from kldcloud.clusters.sky_library import LogTee
+from kldcloud.clusters.skypilot import SkyJob
 from kldcloud.errors import EngineError, KldcloudError, StoreError
 from kldcloud.pipeline.life import LaunchRecord
 from kldcloud.store import store_option

@@ -1,31 +1,23 @@
 """SkyPilot's client: jobs started, followed, cancelled, and their machines given back.
 
-With `prices` the only module that imports sky, inside functions: that takes seconds, writes below
-~/.sky, and is an optional extra.
+With `sky_library` and `prices` the only module that imports sky, inside functions: that takes
+seconds, writes below ~/.sky, and is an optional extra.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import os
-import re
-import sys
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kldcloud.errors import EngineError, KldcloudError, UserError
+from kldcloud.clusters.sky_library import LogTee, sky_errors, sky_library
+from kldcloud.errors import KldcloudError
 from kldcloud.pipeline.launches import is_launch_id
 
 SUCCEEDED: Final = 0
-_KEPT_LINES: Final = 20
 _LAUNCH: Final = "sky.launch"
-_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +35,6 @@ class SkyJob:
     number: int | None
 
 
-class LogTee(io.TextIOBase):
-    """A job's log on stderr, in colours where that is a terminal; its last lines kept, without."""
-
-    def __init__(self) -> None:
-        self.last: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._line = ""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        plain = _COLOUR.sub("", text)
-        sys.stderr.write(text if sys.stderr.isatty() else plain)
-        *lines, self._line = (self._line + plain).split("\n")
-        self.last.extend(line.strip() for line in lines if line.strip())
-        return len(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
 def submit(config: Mapping[str, Any], name: str, *, managed: bool, idle_minutes: int) -> SkyJob:
     """Find machines and start a job on them; returns once it is in their queue.
 
@@ -73,7 +44,7 @@ def submit(config: Mapping[str, Any], name: str, *, managed: bool, idle_minutes:
         managed: whether SkyPilot shall recover it when machines are taken away.
         idle_minutes: after which a plain cluster goes down by itself.
     """
-    with _sky() as sky:
+    with sky_library() as sky:
         task = sky.Task.from_yaml_config(dict(config))
         if managed:
             import sky.jobs
@@ -98,7 +69,7 @@ def asked_for(name: str) -> str | None:
     Until such a request is done the cluster has no job, or is said not to be up; a second one would
     wait for it, and start the job again beside the first.
     """
-    with _sky() as sky:
+    with sky_library() as sky:
         return _request(sky, name)
 
 
@@ -109,7 +80,7 @@ def joined(request: str, name: str) -> SkyJob:
         request: from `asked_for`.
         name: of its cluster.
     """
-    with _sky() as sky:
+    with sky_library() as sky:
         number, _ = sky.stream_and_get(request, output_stream=LogTee())
         return SkyJob(name, managed=False, number=number)
 
@@ -131,7 +102,7 @@ class Tail(threading.Thread):
 
     def run(self) -> None:
         try:
-            with _errors() as sky:
+            with sky_errors() as sky:
                 code = self._follow(sky)
                 self.code = None if code is None else int(code)
         except KldcloudError as error:
@@ -149,7 +120,7 @@ class Tail(threading.Thread):
 @contextlib.contextmanager
 def tail(job: SkyJob, log: LogTee) -> Iterator[Tail]:
     """Show a job's log in a thread until it ends, or for the length of the block."""
-    with _sky():
+    with sky_library():
         started = Tail(job, log)
         started.start()
         yield started
@@ -163,7 +134,7 @@ def find_job(name: str, *, managed: bool, active: bool = False) -> SkyJob | None
         managed: which of the two.
         active: whether one that has ended does not count.
     """
-    with _sky() as sky:
+    with sky_library() as sky:
         if managed:
             import sky.jobs
 
@@ -188,7 +159,7 @@ def find_job(name: str, *, managed: bool, active: bool = False) -> SkyJob | None
 
 def cancel(job: SkyJob) -> None:
     """End a job; a plain cluster's machines stay, a managed job's go."""
-    with _sky() as sky:
+    with sky_library() as sky:
         if job.managed:
             import sky.jobs
 
@@ -204,7 +175,7 @@ def down(name: str, *, managed: bool) -> None:
         if job is not None:
             cancel(job)
         return
-    with _sky() as sky:
+    with sky_library() as sky:
         request = _request(sky, name)
         if request is not None:  # not a cluster yet, and one in a moment
             sky.get(sky.api_cancel([request], silent=True))
@@ -214,13 +185,13 @@ def down(name: str, *, managed: bool) -> None:
 
 def our_clusters() -> list[str]:
     """Names of all clusters of ours that SkyPilot has, up or stopped."""
-    with _sky() as sky:
+    with sky_library() as sky:
         return [name for name in _clusters(sky) if is_launch_id(name)]
 
 
 def our_managed_jobs() -> list[SkyJob]:
     """Managed jobs of ours that have not ended."""
-    with _sky() as sky:
+    with sky_library() as sky:
         import sky.jobs
 
         records = sky.get(sky.jobs.queue_v2(refresh=False, skip_finished=True))[0]
@@ -258,87 +229,3 @@ def _no_autostop(task: Any) -> bool:  # noqa: ANN401 - SkyPilot's class
     """Whether all machines that the task may get are of a kind that cannot stop by themselves."""
     clouds = {str(each.cloud).lower() for each in task.resources}
     return clouds == {"slurm"}
-
-
-@contextlib.contextmanager
-def _sky() -> Iterator[Any]:
-    """The library, its errors as lines of ours, and all that it prints on stderr.
-
-    Raises:
-        UserError: SkyPilot is missing, has no access, or no machine.
-        EngineError: anything else that went wrong in it.
-    """
-    with _errors() as sky:
-        # It prints where results go, and its logger holds on to the stdout that it was imported
-        # with.
-        for handler in logging.getLogger("sky").handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setStream(LogTee())
-        with contextlib.redirect_stdout(LogTee()), _without_keys():
-            yield sky
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[Any]:
-    os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
-    try:
-        import sky
-        from sky import exceptions
-    except ImportError:
-        raise UserError("SkyPilot is not installed", hint="pip install 'kldcloud[sky]'") from None
-    try:
-        yield sky
-    except exceptions.ResourcesUnavailableError as error:
-        raise EngineError(
-            f"no machine could be had: {_line(error)}",
-            hint="launch again later, or allow more clouds, regions or kinds in the cluster file",
-        ) from error
-    except exceptions.NoCloudAccessError as error:
-        raise UserError(
-            f"SkyPilot has no access to a cloud: {_line(error)}",
-            hint="run sky check",
-        ) from error
-    except exceptions.ApiServerConnectionError as error:
-        raise EngineError(
-            f"SkyPilot's API server does not answer: {_line(error)}", hint="run sky api status"
-        ) from error
-    except exceptions.RequestCancelled as error:
-        raise EngineError(
-            "its machines were given back while they were being set up",
-            hint="the same command asks for them again",
-        ) from error
-    except exceptions.ClusterNotUpError as error:
-        raise UserError(f"its machines are not up: {_line(error)}") from error
-    except (exceptions.NotSupportedError, ValueError) as error:
-        raise UserError(f"SkyPilot refuses: {_line(error)}") from error
-    # What its server could not open comes back as the OSError that it was there.
-    except (
-        exceptions.CommandError,
-        exceptions.ClusterDoesNotExist,
-        RuntimeError,
-        OSError,
-    ) as error:
-        raise EngineError(f"SkyPilot: {_line(error)}", hint="run sky status") from error
-
-
-@contextlib.contextmanager
-def _without_keys() -> Iterator[None]:
-    """Keep a store's keys from SkyPilot, unless it rents from AWS and may need them itself.
-
-    Its server writes what it finds of them, in requests or when it starts, into a file.
-    """
-    from sky import global_user_state
-    from sky.clouds.cloud import CloudCapability
-
-    rents = global_user_state.get_cached_enabled_clouds(CloudCapability.COMPUTE, "default")
-    hidden = () if any(str(cloud) == "AWS" for cloud in rents) else _KEYS
-    kept = {name: os.environ.pop(name) for name in hidden if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300].rstrip(".") if lines else type(error).__name__

@@ -17,7 +17,8 @@ import pytest
 
 from kldcloud.clusters import following, skypilot
 from kldcloud.clusters.following import Followed, follow
-from kldcloud.clusters.skypilot import LogTee, SkyJob
+from kldcloud.clusters.sky_library import LogTee
+from kldcloud.clusters.skypilot import SkyJob
 from kldcloud.errors import EngineError, KldcloudError
 from kldcloud.pipeline.life import AttemptRecord, LaunchRecord, attempt_key
 from kldcloud.store import Store, open_store

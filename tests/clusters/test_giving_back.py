@@ -89,7 +89,7 @@ def sky(monkeypatch: pytest.MonkeyPatch) -> Sky:
     def library() -> Iterator[Sky]:
         yield found
 
-    monkeypatch.setattr(skypilot, "_sky", library)
+    monkeypatch.setattr(skypilot, "sky_library", library)
     return found
 
 
