@@ -69,8 +69,7 @@ def load_transformers(
     import torch
 
     check_method(folder, options.device, dequantize=options.dequantize)
-    config = folder_config(folder)
-    _check_size(folder, config)
+    config = checked_config(folder)
     settings: dict[str, Any] = {
         "config": config,
         "dtype": getattr(torch, options.dtype),
@@ -120,10 +119,19 @@ def _is_partly_on(device: str, model: Any) -> bool:  # noqa: ANN401
     return any(each.device.type == kind for each in model.parameters())
 
 
-def _check_size(folder: ModelFolder, config: Any) -> None:  # noqa: ANN401
-    """See, on a device without memory, that the configuration is of a model of the files' size."""
+def checked_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a family
+    """A folder's configuration, of which transformers makes a model as large as the files.
+
+    The model is made on a device without memory: a second, and no weight is read.
+
+    Raises:
+        EngineError: transformers knows no such model, or refuses what its config.json says.
+        FormatError: its weights do not fit into the files.
+    """
     library = transformers()
     import torch
+
+    config = folder_config(folder)
 
     try:
         with torch.device("meta"):
@@ -132,6 +140,7 @@ def _check_size(folder: ModelFolder, config: Any) -> None:  # noqa: ANN401
         raise _not_loaded(folder, error) from error
     weights = sum(each.numel() for each in model.parameters())
     check_weight_count(folder.path / CONFIG, weights, folder.tensor_bytes)
+    return config
 
 
 def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple[Any, Any]:

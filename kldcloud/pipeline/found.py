@@ -12,6 +12,7 @@ from kldcloud.models.folder_digest import tokenizer_sha256
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.trained_context import learned_positions
+from kldcloud.models.transformers_load import checked_config
 from kldcloud.pipeline.imatrices import FoundImatrix, find_imatrix
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
@@ -175,6 +176,18 @@ def check_vocabularies(base: Found, candidates: Sequence[Found]) -> None:
                 f"{candidate.vocabulary:,}, the base {base.vocabulary:,}",
                 hint="only models with the base's tokenizer can be compared with it",
             )
+
+
+def check_architectures(models: Sequence[Found]) -> None:
+    """See that transformers has what each folder names, before hours go into the others.
+
+    Raises:
+        EngineError: it has not, or refuses a config.json.
+        FormatError: a config.json is of another model than the weights beside it.
+    """
+    for model in models:
+        if isinstance(model.header, ModelFolder):
+            checked_config(model.header)
 
 
 def check_positions(contexts: Mapping[str, int], models: Sequence[Found]) -> None:

@@ -15,6 +15,7 @@ from kldcloud.pipeline.corpora import ChunkedCorpus, chunked_corpus, corpus_of_f
 from kldcloud.pipeline.found import (
     Found,
     about,
+    check_architectures,
     check_positions,
     check_quants,
     check_vocabularies,
@@ -100,7 +101,9 @@ def prepare(
     """
     source = find_base(job, progress, sources)
     found = tuple(find_candidate(spec, progress, sources) for spec in job.candidates)
-    check_vocabularies(source, [each for each in found if each is not None])
+    given = [each for each in found if each is not None]
+    check_vocabularies(source, given)
+    check_architectures([source, *given])
     imatrices = {
         spec.display_name: imatrix_of(source, spec, progress, sources)
         for spec in job.candidates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from kldcloud.errors import FormatError, UserError
+from kldcloud.errors import FormatError, KldcloudError, UserError
 from kldcloud.pipeline.compare_runs import compare_runs
 from kldcloud.pipeline.exchange import export_base_file
 from kldcloud.pipeline.runs import FoundRun
@@ -268,6 +269,32 @@ def test_a_shard_that_is_missing_is_named(folders: dict[str, Path], tmp_path: Pa
     shard.unlink()
     found = refused(facts(folders["base"], [broken], [corpus()]), tmp_path / "store")
     assert f"candidate broken: shard {shard.name} is missing in {broken}" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"model_type": "tomorrows"}, "has no class for model_type 'tomorrows'"),
+        ({"hidden_act": "sigmoidal"}, "could not load it: KeyError: 'sigmoidal'"),
+        ({"intermediate_size": 1 << 20}, "and the files beside it hold"),
+    ],
+)
+def test_a_candidate_that_transformers_cannot_make_is_refused_before_the_base_is_staged(
+    pair: TinyPair,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    change: dict[str, Any],
+    complaint: str,
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folders["noisy"], broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | change))
+    job = facts(pair.base, [pair.candidate, broken], [corpus()])
+    with pytest.raises(KldcloudError, match=re.escape(complaint)) as caught:
+        sweep(job, tmp_path / "store")
+    assert str(broken) in str(caught.value)
+    assert not list((tmp_path / "store").rglob("stages"))
 
 
 def test_a_pickle_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
