@@ -10,6 +10,7 @@ from kldcloud.models.folder_files import TOKENIZER_FILES
 from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
 from kldcloud.models.model_folder import read_model_folder
 from kldcloud.pipeline.found import about
+from kldcloud.pipeline.long_contexts import warn_of_long_contexts
 from kldcloud.pipeline.model_files import ModelFile, folder_model, model_file, quantize_model
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import Sources
@@ -41,6 +42,8 @@ def find_teacher(job: QadJob, progress: Progress, sources: Sources) -> ModelFile
             look_at_teacher(path)
             origin = sources.origin(spec.model, path)
             found = model_file(spec.display_name, spec.model.filename, path, progress, origin)
+    context = {"data.text": job.data.context}
+    warn_of_long_contexts(context, {found.name: found.trained_context}, progress)
     convert = spec.convert or ("F16" if _is_quantised(found.header) else None)
     return found if convert is None else quantize_model(found, convert, found.name, progress)
 

@@ -74,6 +74,15 @@ def test_it_is_a_gguf_made_here_in_the_folders_own_dtype(folder: Path) -> None:
     assert not again.notes
 
 
+def test_chunks_beyond_what_it_was_trained_for_are_told_of(folder: Path) -> None:
+    most = read_model_folder(folder).config["max_position_embeddings"]
+    for context, warnings in ((most, 0), (2 * most, 1)):
+        told = Notes()
+        find_teacher(job_of(folder, data={"text": str(TEXT), "context": context}), told, HERE)
+        assert len(told.warnings) == warnings
+    assert f"data.text has chunks of {2 * most:,} tokens" in told.warnings[0]
+
+
 def test_convert_gives_it_another_type(folder: Path) -> None:
     spec = {"model": str(folder), "convert": "F16", "name": "original"}
     wanted = QadJob.model_validate({**job(folder), "teacher": spec})
