@@ -41,7 +41,8 @@ from torch.nn.functional import kl_div, log_softmax
 from kldcloud.pipeline.tasks import ModelRef
 from kldcloud.qad.architectures import EMBEDDING, map_model
 from kldcloud.qad.torch_model import load_model
-from kldcloud.qad.training import BETAS, Training
+from kldcloud.qad.trained_state import BETAS
+from kldcloud.qad.training import Training
 from kldcloud.qad.training_order import TrainingOrder
 from kldcloud.qad.training_tokens import keep_tokens, open_tokens, write_tokens
 from kldcloud.qad.training_tokens import reference as kept_as

@@ -125,7 +125,7 @@ def test_what_never_changes_takes_half_the_memory_and_what_trains_is_float32(
     frozen = {"model.embed_tokens.weight", "lm_head.weight"}
     assert {name for name, each in dtypes.items() if each == BFLOAT16} == frozen
     for each in trained(pair).values():
-        kept = training._optimizer.state[each]
+        kept = training._state._optimizer.state[each]
         dtypes = {each.dtype, each.grad.dtype, kept["exp_avg"].dtype, kept["exp_avg_sq"].dtype}
         assert dtypes == {torch.float32}
 

@@ -91,7 +91,7 @@ def reason(folder: Path) -> str:
             "query_pre_attn_scalar is 77, which llama.cpp takes for 16",
         ),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
-        ("llama", {"num_hidden_layers": 10**9}, "has an impossible num_hidden_layers"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and its weights"),
         ("llama", {"head_dim": 10**9}, "has an impossible head_dim"),
         ("llama", {"head_dim": 32}, "q_proj.weight is [64, 64], its config.json says [128, 64]"),
         ("llama", {"num_attention_heads": 3}, "config.json"),
