@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load, save
 
 from kldcloud.errors import EngineError, FormatError
 from kldcloud.report.llama_text import render_llama
@@ -198,18 +199,21 @@ def test_hidden_states_that_do_not_rebuild_the_logits_are_staged_as_codes_for_go
     assert len({info.key.split("/")[1] for info in open_store(str(tmp_path)).list("stages/")}) == 2
 
 
+@pytest.mark.slow
 def test_a_base_that_does_not_load_is_named_and_leaves_no_word_on_its_states(
     pair: TinyPair, tmp_path: Path
 ) -> None:
     folder = folder_of(pair.base, tmp_path / "hf")
-    config = folder / "config.json"
-    whole = config.read_text()
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    tensors = load(whole)
+    del tensors["model.norm.weight"]
     store, notes = tmp_path / "store", Notes()
     job = facts(folder, [pair.candidate], [corpus(128, CHUNKS)], encoding="hidden")
-    config.write_text(whole.replace('"silu"', '"magic"'))
-    with pytest.raises(EngineError, match=r"^base hf: .*could not load it: KeyError: 'magic'"):
+    weights.write_bytes(save(tensors))
+    with pytest.raises(FormatError, match=r"^base hf: .*has no tensor model\.norm\.weight"):
         sweep(job, store, progress=notes)
     assert notes.warnings == []
     assert not list(store.rglob("refused.json"))
-    config.write_text(whole)
+    weights.write_bytes(whole)
     assert sweep(job, store).summary.encoding == "hidden"
