@@ -72,6 +72,8 @@ def _seconds(base: Model, piece: Tokens, runs: Engines, threads: int) -> float:
     """What evaluating a piece takes, the loading aside."""
     engine = load_engine(base.path, len(piece), runs.of(base), threads=threads)
     try:
+        if engine.on_gpu:
+            engine.evaluate(piece)  # the first sets up more than it computes
         started = time.perf_counter()
         engine.evaluate(piece)
         return time.perf_counter() - started

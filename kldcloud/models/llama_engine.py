@@ -140,7 +140,11 @@ class LlamaEngine:
         if self._vocabulary.add_bos:
             fed[0] = self._vocabulary.bos
         if not hidden:
-            return ChunkOutput(self._next_context().logits(fed)[:-1], None)
+            logits = self._next_context().logits(fed)
+            if self._second_to_open:
+                self._second_to_open = False
+                self._open_second()
+            return ChunkOutput(logits[:-1], None)
         self._watched = self._watched or self._new_context(self._capture.callback)
         self._capture.start()
         logits = self._watched.logits(fed)
@@ -150,9 +154,6 @@ class LlamaEngine:
         """The one whose logits are not those of the last chunk, where there are two."""
         if not self._contexts:
             self._contexts.append(self._new_context())
-        elif self._second_to_open:
-            self._second_to_open = False
-            self._open_second()
         self._turn = (self._turn + 1) % len(self._contexts)
         return self._contexts[self._turn]
 

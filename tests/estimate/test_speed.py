@@ -24,6 +24,7 @@ class Machine:
         token: seconds a token, attention aside.
         attention: seconds more a token, for each token of its chunk.
         cold: seconds more of the first evaluation.
+        set_up: seconds more of an engine's first; its engines are on a GPU if there are any.
         now: what the clock says.
         evaluated: lengths, in order.
     """
@@ -31,18 +32,22 @@ class Machine:
     token: float
     attention: float = 0.0
     cold: float = 0.0
+    set_up: float = 0.0
     now: float = 0.0
     evaluated: list[int] = field(default_factory=list)
 
     def load(self, path: Path, context: int, options: object, *, threads: int) -> Any:
         del path, options, threads
 
+        set_up = [self.set_up]
+
         def evaluate(tokens: np.ndarray[Any, Any]) -> None:
             assert len(tokens) == context
             self.now += self.seconds(context) + (0 if self.evaluated else self.cold)
+            self.now += set_up.pop() if set_up else 0
             self.evaluated.append(context)
 
-        return SimpleNamespace(evaluate=evaluate, close=lambda: None)
+        return SimpleNamespace(evaluate=evaluate, close=lambda: None, on_gpu=self.set_up > 0)
 
     def seconds(self, context: int) -> float:
         return context * (self.token + self.attention * context)
@@ -70,6 +75,11 @@ def test_a_fast_machine_evaluates_the_whole_chunk(timed: Timed) -> None:
     assert machine.evaluated == [128, 512, 1024, 2048, 4096, 8192, 16384]
     assert rate.tokens == pytest.approx(16384 / machine.seconds(16384))
     assert rate.source == "measured on one chunk of the base"
+
+
+def test_what_a_gpu_sets_up_for_its_first_chunk_is_left_out(timed: Timed) -> None:
+    machine = Machine(token=1e-4, set_up=0.2)
+    assert timed(machine, {1024: 1024}).tokens == pytest.approx(1e4)
 
 
 def test_a_long_chunk_is_extrapolated_with_its_attention_in_bounded_time(timed: Timed) -> None:

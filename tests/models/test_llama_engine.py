@@ -137,9 +137,16 @@ def test_without_memory_for_a_second_context_the_first_goes_on(
     pair: TinyPair, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = LlamaEngine(pair.base, 128, ON_GPU)
+    make, asked = llama().llama_init_from_model, []
+
+    def once(*given: Any) -> Any:
+        asked.append(given)
+        return make(*given) if len(asked) == 1 else None
+
+    monkeypatch.setattr(llama(), "llama_init_from_model", once)
     first = engine.evaluate(tokens[:128]).logits.copy()
-    monkeypatch.setattr(llama(), "llama_init_from_model", lambda *_: None)
     assert (engine.evaluate(tokens[:128]).logits == first).all()
+    assert len(asked) == 2
     assert engine.kept == 1
     engine.close()
 
