@@ -21,13 +21,10 @@ def never_swallowed() -> Iterator[None]:
     fork of this thread is noted and comes out at the end of the block. One that gets lost all the
     same (a finaliser, a callback that was registered later) does too, without its traceback.
     """
-    if not _in_main_thread():
-        yield  # no signal arrives here
+    if not _is_pythons():
+        yield
         return
-    before, report_before = signal.getsignal(signal.SIGINT), sys.unraisablehook
-    if before is not signal.default_int_handler:
-        yield  # whoever changed that has plans of their own
-        return
+    report_before = sys.unraisablehook
     ear = _Ear()
 
     def report(dropped: sys.UnraisableHookArgs) -> None:
@@ -44,7 +41,7 @@ def never_swallowed() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = report_before
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if ear.heard:
         raise KeyboardInterrupt
 
@@ -56,7 +53,7 @@ def put_off() -> Iterator[None]:
     Ray takes seconds to end, in which an impatient person presses Ctrl-C again. If that stops us
     half-way, Ray finds its node gone and ends this process without a word.
     """
-    if not _in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not _is_pythons():
         yield
         return
     heard = []
@@ -67,6 +64,11 @@ def put_off() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if heard:
             raise KeyboardInterrupt
+
+
+def _is_pythons() -> bool:
+    """Whether Ctrl-C arrives in this thread, and nobody has plans of their own for it."""
+    return _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class _Ear:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kldcloud.errors import FormatError
+from kldcloud.models.folder_config import of_language_model
 from kldcloud.models.regular_file import DOWNLOAD_AGAIN
 from kldcloud.models.safetensors_header import StoredTensor
 
@@ -96,8 +97,7 @@ def check_no_layer_left_out(
 
 def _later_tokens(config: Mapping[str, Any]) -> range:
     """The numbers of layers that predict tokens after the next one: behind all others."""
-    inner = config.get("text_config")
-    said = {**config, **(inner if isinstance(inner, dict) else {})}
+    said = of_language_model(config)
     layers, more = said.get("num_hidden_layers"), said.get("num_nextn_predict_layers")
     if not isinstance(layers, int) or not isinstance(more, int):
         return range(0)

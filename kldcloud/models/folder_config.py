@@ -71,6 +71,12 @@ def read_folder_config(path: Path) -> FolderConfig:
     )
 
 
+def of_language_model(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration as its language model has it: its own part before that of the whole."""
+    inner = values.get("text_config")
+    return {**values, **(inner if isinstance(inner, dict) else {})}
+
+
 def quantization_settings(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a configuration says of how its weights are quantised; None if they are not.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kldcloud.models.folder_config import of_language_model
 from kldcloud.models.transformers_library import (
     cpu_instructions,
     cuda_device,
@@ -103,7 +104,6 @@ def resolved_attention(asked: str, config: Mapping[str, Any]) -> str:
         config: its config.json. Where that caps the logits of attention (Gemma 2), it is eager:
             transformers' sdpa leaves the cap out, and says nothing (5.17.0).
     """
-    inner = config.get("text_config")
-    said = {**config, **(inner if isinstance(inner, dict) else {})}
+    said = of_language_model(config)
     default = said.get("model_type") in _CAP_BY_DEFAULT
     return "eager" if said.get(_CAP, default) else asked

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from kldcloud.qad import training
 from kldcloud.qad.checkpoints import Checkpoints
 from kldcloud.qad.export import changed_codes, export_gguf
 from kldcloud.qad.looks import Look, Progressed
-from kldcloud.qad.loss import KldSum, TokenKld, kld_sum, token_kld
 from kldcloud.qad.pair import load_pair
 from kldcloud.qad.schedule import rate_at
 from kldcloud.qad.student import CODES, HEAD, NORMS, hidden_states, output_head
@@ -194,19 +195,24 @@ def test_micro_batches_change_memory_and_no_gradient(
     assert [each.grad_norm for each in found] == pytest.approx([found[0].grad_norm] * 3, rel=1e-5)
 
 
+def breaks_after(
+    calls: int, name: str, spoil: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let a function of the training spoil what it returns, once it was called so often."""
+    whole, seen = getattr(training, name), count(1)
+
+    def breaks(*states: Any) -> Any:
+        found = whole(*states)
+        return found if next(seen) <= calls else spoil(found)
+
+    monkeypatch.setattr(training, name, breaks)
+
+
 def test_a_loss_that_is_no_number_ends_it_and_keeps_what_was_good(
     teacher: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(str(tmp_path))
-    seen = 0
-
-    def breaks(*states: Any) -> KldSum:
-        nonlocal seen
-        seen += 1
-        found = kld_sum(*states)
-        return found if seen <= 14 else KldSum(found.total * math.nan, found.count)
-
-    monkeypatch.setattr(training, "kld_sum", breaks)
+    breaks_after(14, "kld_sum", lambda it: replace(it, total=it.total * math.nan), monkeypatch)
     with pytest.raises(DivergedError, match=r"nan at step 8 of 10; the checkpoint of step 5 is"):
         run(store, teacher, init)
     assert all(torch.isfinite(each).all() for each in weights(store, 5).values())
@@ -233,16 +239,8 @@ def test_a_held_out_loss_that_is_no_number_ends_it_and_is_not_kept(
     teacher: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(str(tmp_path))
-    seen = 0
-
-    def breaks(*states: Any) -> TokenKld:
-        nonlocal seen
-        seen += 1
-        found = token_kld(*states)
-        # Three chunks each look: the third look, after step 10, is broken.
-        return found if seen <= 6 else TokenKld(found.kld * math.nan, found.same_top)
-
-    monkeypatch.setattr(training, "token_kld", breaks)
+    # Three chunks each look: the third look, after step 10, is broken.
+    breaks_after(6, "token_kld", lambda it: replace(it, kld=it.kld * math.nan), monkeypatch)
     said = r"held-out text is nan after step 10 of 10; the checkpoint of step 5 is good"
     with pytest.raises(DivergedError, match=said):
         run(store, teacher, init)
