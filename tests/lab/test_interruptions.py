@@ -82,9 +82,11 @@ def test_after_the_drivers_machine_is_lost_the_same_command_goes_on(
     desk.lab.kill_node("n1")
     desk.lab.start_node("n1")
     assert launched.wait(LAUNCH_SECONDS) == 1, desk.output.read_text()
-    last = desk.output.read_text().splitlines()[-1]
-    assert last.startswith("kldcloud: the job failed on its machines: ")
-    assert last.endswith("; the same command goes on from what is committed")
+    # Nobody was left on that machine to say why.
+    assert desk.output.read_text().splitlines()[-1] == (
+        "kldcloud: the job ended without a word: cancelled from elsewhere, or killed on its "
+        "machines; the same command goes on from what is committed"
+    )
     until(desk.machines_are_gone)
     earlier = desk.commits()
 
