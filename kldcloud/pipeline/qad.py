@@ -23,7 +23,7 @@ from kldcloud.pipeline.qad_files import (
 )
 from kldcloud.pipeline.qad_folder import export_folder
 from kldcloud.pipeline.qad_modelopt import IDENTITY, find_trainer, train_with_modelopt
-from kldcloud.pipeline.qad_others import left_behind
+from kldcloud.pipeline.qad_others import warn_of_others
 from kldcloud.pipeline.qad_teacher import find_teacher, tokenizer_files
 from kldcloud.pipeline.qad_texts import QadTexts, qad_texts
 from kldcloud.pipeline.qad_training import train_to_the_end, training_order, usable_gpus
@@ -119,8 +119,7 @@ def run_qad(
     of_trainer = IDENTITY if trainer else None
     order = training_order(job, cluster, world, files, texts, of_trainer)
     launched.on_run(order.run)
-    if other := left_behind(store, order.run, job):
-        progress.warn(other)
+    warn_of_others(store, order.run, job, launched.launch, progress)
     store.write_new(f"{order.prefix}/job.yaml", job_bytes(job))
     with progress.bar("uploading training tokens", order.tokens.size) as bar:
         keep_tokens(store, order.tokens, texts.training.path)

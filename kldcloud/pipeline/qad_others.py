@@ -1,4 +1,4 @@
-"""A distillation that was begun and not ended, and that a changed job does not go on with."""
+"""Distillations that a launch should know of: the same under way, or one that it leaves behind."""
 
 from __future__ import annotations
 
@@ -8,14 +8,33 @@ from typing import Any
 import yaml
 
 from kldcloud.errors import KldcloudError
+from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.qad_runs import DECIDE, qad_ids, qad_prefix
 from kldcloud.pipeline.runs import MAX_JOB_BYTES, job_bytes
-from kldcloud.qad.progress_file import TrainingProgress, read_progress
+from kldcloud.pipeline.side_by_side import warn_of_another
+from kldcloud.qad.progress_file import WORKING, TrainingProgress, read_progress
 from kldcloud.qad.result_file import read_result
 from kldcloud.spec.qad_job import QadJob
 from kldcloud.store.base import Store
 
 _LOOKS = ("every", "chunks")
+
+
+def warn_of_others(store: Store, run: str, job: QadJob, launch: str, progress: Progress) -> None:
+    """Say what a person may not have meant.
+
+    Args:
+        store: where they are.
+        run: the one that is about to begin, or to go on.
+        job: what it does.
+        launch: on other machines, that runs it, one process at a time; empty on this machine.
+        progress: told.
+    """
+    if other := left_behind(store, run, job):
+        progress.warn(other)
+    found = read_progress(store, qad_prefix(run))
+    if found and found.stage in WORKING and not launch:
+        warn_of_another(run, "", found.seen, progress)
 
 
 def left_behind(store: Store, run: str, job: QadJob) -> str | None:

@@ -25,6 +25,7 @@ from kldcloud.pipeline.publish import finished, note_life, note_plan, publish
 from kldcloud.pipeline.pulse import DriverPulse
 from kldcloud.pipeline.reduce import reduce_run
 from kldcloud.pipeline.session import Session
+from kldcloud.pipeline.side_by_side import warn_of_another_driver
 from kldcloud.pipeline.sources import HERE, Sources
 from kldcloud.pipeline.stopping import measure_until_settled
 from kldcloud.pipeline.workers import seats_for
@@ -143,6 +144,7 @@ def run_sweep(
         plan = session.settle(plan)
         launched.on_run(plan.run)
         note_plan(store, plan)
+        warn_of_another_driver(store, plan.run, launched.launch, progress)
         with DriverPulse(store, plan.run, life) as pulse:
             if job.stop is None:
                 measured = measure_all(session, plan, pulse)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kldcloud.pipeline.qad_others import left_behind
+from kldcloud.pipeline.qad_others import left_behind, warn_of_others
 from kldcloud.store import open_store
+from tests.pipeline.sweeps import Notes
 from tests.status.kept_qads import QAD, KeptQad
 
 OTHER = "small-fedcba987654"
@@ -60,3 +63,20 @@ def test_nothing_is_said_where_nothing_is_left_behind(kept: KeptQad) -> None:
     kept.progress()
     kept.result()
     assert left_behind(kept.store, OTHER, job) is None
+
+
+def test_the_same_one_under_way_is_told_of(kept: KeptQad) -> None:
+    job = kept.job()
+
+    def said(launch: str = "") -> list[str]:
+        notes = Notes()
+        warn_of_others(kept.store, QAD, job, launch, notes)
+        return notes.warnings
+
+    assert not said(), "it was written long ago"
+    kept.progress(now=time.time())
+    (line,) = said()
+    assert re.fullmatch(rf"another launch was at {QAD} \d+ s ago: unless it was killed, .*", line)
+    assert not said("kld-small-12345678"), "the one before it was taken away"
+    kept.progress(now=time.time(), stage="stopped")
+    assert not said()
