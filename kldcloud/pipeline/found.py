@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.folder_digest import tokenizer_sha256
-from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.gguf_header import GgufHeader
+from kldcloud.models.language_model import read_language_model
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.trained_context import learned_positions
 from kldcloud.models.transformers_load import checked_config
@@ -90,7 +91,7 @@ def _find_model(
 ) -> Found:
     with about(what):
         path = sources.fetch_model(uri, progress)
-        header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
+        header = read_model_folder(path) if path.is_dir() else read_language_model(path)
         return Found(name, uri.filename, path, header, sources.origin(uri, path))
 
 
