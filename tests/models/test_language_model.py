@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rewritten import Value, rewritten
 from tiny_models import CONTEXT, TinyPair, tiny_pair
 
-from kldcloud.errors import FormatError
+from kldcloud.errors import FormatError, UserError
 from kldcloud.models.gguf_header import read_gguf_header
 from kldcloud.models.language_model import read_language_model
 from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
+from kldcloud.models.llama_tokenizer import open_llama_tokenizer
 
 VOCABULARY = 300
 
@@ -97,3 +99,28 @@ def test_the_engine_refuses_an_architecture_without_memory(pair: TinyPair, tmp_p
             engine.evaluate(np.arange(32, dtype=np.int32) % CONTEXT)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"architecture": "fantasy9"}, "model architecture 'fantasy9'"),
+        (
+            {"metadata": {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "fantasy"}},
+            "pre-tokenizer type 'fantasy'",
+        ),
+    ],
+)
+def test_what_this_llama_does_not_know_is_the_users_to_mend(
+    pair: TinyPair, tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    path = rewritten(
+        pair.base,
+        tmp_path / "m.gguf",
+        architecture=changes.get("architecture"),
+        metadata={"tokenizer.ggml.merges": ["h e"], **changes.get("metadata", {})},
+    )
+    with pytest.raises(UserError) as caught, open_llama_tokenizer(path):
+        pass
+    assert caught.value.message == f"{path}: this llama.cpp does not know the {what}"
+    assert caught.value.exit_code == 2
