@@ -92,6 +92,11 @@ def check_language_model(path: Path, header: GgufHeader) -> None:
             f"{path}: has no tokenizer (tokenizer.ggml.tokens)",
             hint="convert the model again, with its tokenizer's files beside it",
         )
+    if header.metadata.get("tokenizer.ggml.add_eos_token") is True:
+        raise FormatError(
+            f"{path}: its tokenizer appends an end-of-text token: chunks cannot be cut from it",
+            hint="set tokenizer.ggml.add_eos_token to false in the GGUF",
+        )
     for name in ("token_embd.weight", "output.weight"):
         tensor = header.tensors.get(name)
         if tensor is not None and tensor.shape[-1] != header.vocabulary_size:

@@ -81,6 +81,14 @@ def test_a_file_without_a_tokenizer(pair: TinyPair, tmp_path: Path) -> None:
     assert "has no tokenizer (tokenizer.ggml.tokens); convert" in refusal(path)
 
 
+def test_a_tokenizer_that_appends_eos(pair: TinyPair, tmp_path: Path) -> None:
+    """Of a candidate, only its worker would find out, when the base has been staged."""
+    path = rewritten(
+        pair.base, tmp_path / "m.gguf", metadata={"tokenizer.ggml.add_eos_token": True}
+    )
+    assert "its tokenizer appends an end-of-text token: chunks cannot" in refusal(path)
+
+
 @pytest.mark.parametrize("name", ["token_embd.weight", "output.weight"])
 def test_a_matrix_that_does_not_fit_the_tokenizer(
     pair: TinyPair, tmp_path: Path, name: str
