@@ -29,9 +29,18 @@ def refuse_for_qad(**options: object) -> None:
 
 
 def show_qad_plan(job: QadJob, where: ClusterSpec, rate: float | None, *, as_json: bool) -> None:
-    """Print what a job would do."""
-    from kldcloud.estimate.qad import plan_qad
+    """Print what a job would do.
 
+    Raises:
+        UserError: its files are here, and one is none that it can have.
+    """
+    from kldcloud.estimate.qad import plan_qad
+    from kldcloud.models.sources import model_at_hand
+    from kldcloud.pipeline.progress import Silent
+    from kldcloud.pipeline.qad_files import check_given, given_files
+
+    if all(model_at_hand(uri) is not None for uri in given_files(job)):
+        check_given(job, Silent())
     plan = plan_qad(job, where, rate)
     typer.echo(plan.to_json() if as_json else plan.to_text())
 

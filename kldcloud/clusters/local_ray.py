@@ -69,30 +69,35 @@ def local_ray(workers: int, gpus: int = 0) -> Iterator[None]:
     keep_off_stdout()
     with ray_folder() as folder:
         try:
-            with never_swallowed():
-                ray.init(
-                    address="local",
-                    num_cpus=workers,
-                    num_gpus=gpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    configure_logging=True,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=folder,
-                )
+            _init(workers, gpus, folder)
             yield
-        except (RuntimeError, OSError, ValueError, TimeoutError) as error:
-            if ray.is_initialized():
-                raise
-            raise EngineError(
-                f"Ray did not start: {first_line(error)}", hint="run kldcloud check"
-            ) from error
         finally:
             # Also when it was interrupted while it started: some of it may be up.
             with put_off():
                 ray.shutdown()
+
+
+def _init(workers: int, gpus: int, folder: str) -> None:
+    import ray
+
+    try:
+        with never_swallowed():
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=True,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
+            )
+    except Exception as error:  # a bare one, where a busy machine takes it too long
+        raise EngineError(
+            f"Ray did not start: {first_line(error)}", hint="run kldcloud check"
+        ) from error
 
 
 @cache

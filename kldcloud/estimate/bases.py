@@ -10,7 +10,8 @@ from typing import Final
 from kldcloud.errors import FormatError, UserError
 from kldcloud.estimate.files import PlannedBase, PlannedModel, at_hand, model_here
 from kldcloud.models.ggml_types import BITS
-from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.gguf_header import GgufHeader
+from kldcloud.models.language_model import read_language_model
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.trained_context import trained_context
 from kldcloud.models.transformers_head import TYPE_NAMES
@@ -132,7 +133,7 @@ def _base_here(spec: BaseSpec, uri: SourceUri, how: Evaluation) -> PlannedBase |
         folder = read_model_folder(path)
         file = _file_here(spec, uri, folder.tensor_bytes, folder)
         return _base_of_folder(file, folder, how)
-    header = read_gguf_header(path)
+    header = read_language_model(path)
     file = _file_here(spec, uri, header.file_bytes, header)
     if spec.convert is not None:
         header = _converted(header, spec.convert)

@@ -7,7 +7,8 @@ from typing import Final
 from kldcloud.errors import FormatError, UserError
 from kldcloud.estimate.files import PlannedBase, PlannedModel, model_here
 from kldcloud.models.ggml_types import BITS
-from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.gguf_header import GgufHeader
+from kldcloud.models.language_model import read_language_model
 from kldcloud.models.model_folder import read_model_folder
 from kldcloud.models.trained_context import trained_context
 from kldcloud.pipeline.found import check_quants
@@ -49,7 +50,7 @@ def _candidate(spec: CandidateSpec, base: PlannedBase) -> PlannedModel:
                 hint="correct it in the job, or state its expect: {bytes: ...}",
             )
         return PlannedModel(name, spec.model, size, here=False)
-    header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
+    header = read_model_folder(path) if path.is_dir() else read_language_model(path)
     if base.vocabulary is not None and header.vocabulary_size != base.vocabulary:
         raise FormatError(
             f"candidate {name} ({path}) has a vocabulary of {header.vocabulary_size:,}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import takewhile
 from typing import Final
 
@@ -12,6 +13,8 @@ import numpy as np
 from kldcloud.corpus.chunks import Tokens
 from kldcloud.estimate.numbers import Rate
 from kldcloud.models.engines import load_engine
+from kldcloud.models.llama_engine import LlamaOptions
+from kldcloud.models.llama_timing import evaluation_seconds
 from kldcloud.pipeline.model_files import Model
 from kldcloud.pipeline.options import Engines
 from kldcloud.pipeline.progress import Progress
@@ -70,7 +73,10 @@ def _lengths(whole: int) -> list[int]:
 
 def _seconds(base: Model, piece: Tokens, runs: Engines, threads: int) -> float:
     """What evaluating a piece takes, the loading aside."""
-    engine = load_engine(base.path, len(piece), runs.of(base), threads=threads)
+    settings = runs.of(base)
+    if isinstance(settings, LlamaOptions):
+        return evaluation_seconds(base.path, piece, replace(settings, threads=threads))
+    engine = load_engine(base.path, len(piece), settings, threads=threads)
     try:
         if engine.on_gpu:
             engine.evaluate(piece)  # the first sets up more than it computes

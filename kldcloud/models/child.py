@@ -7,6 +7,7 @@ machine only when its process ends.
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -63,8 +64,15 @@ def run_child(
         process.kill()
         process.wait()
         raise
+    return Ended(code, _reason(code, last))
+
+
+def _reason(code: int, last: str) -> str:
+    if code >= 0:
+        return last or f"exit code {code}"
     killed = f"it was killed by signal {-code}"
-    return Ended(code, killed if code < 0 else last or f"exit code {code}")
+    # Whoever ends itself says why; whoever is killed was saying something else.
+    return f"{killed}: {last}" if -code == signal.SIGABRT and last else killed
 
 
 def _tell(process: subprocess.Popen[str], order: str) -> None:

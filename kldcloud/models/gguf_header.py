@@ -18,6 +18,7 @@ from kldcloud.errors import FormatError
 from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.gguf_walk import ArrayInfo, GgufWalk, MetadataValue
 from kldcloud.models.regular_file import DOWNLOAD_AGAIN, open_regular
+from kldcloud.store.digest import sha256_bytes
 
 __all__ = [
     "ArrayInfo",
@@ -36,6 +37,7 @@ _MAX_RANK = 4
 _MAX_ELEMENTS = 1 << 60
 _MAX_ALIGNMENT = 1 << 20
 _DEFAULT_ALIGNMENT = 32
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +73,14 @@ class GgufHeader:
         metadata: the key-value pairs, in the file's order.
         tensors: by name, in the file's order.
         file_bytes: size of the whole file.
+        tokens_sha256: of the vocabulary's strings in their order; empty for a file without them.
     """
 
     version: int
     metadata: Mapping[str, MetadataValue]
     tensors: Mapping[str, TensorInfo]
     file_bytes: int
+    tokens_sha256: str = ""
 
     @property
     def architecture(self) -> str:
@@ -101,7 +105,7 @@ class GgufHeader:
     @property
     def vocabulary_size(self) -> int:
         """Entries of ``tokenizer.ggml.tokens``; 0 for a file without a tokenizer."""
-        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        tokens = self.metadata.get(_TOKENS)
         return tokens.count if isinstance(tokens, ArrayInfo) else 0
 
 
@@ -133,12 +137,12 @@ def read_gguf_header(path: str | Path, *, needs_architecture: bool = True) -> Gg
             raise walk.wrong(f"claims {tensor_count:,} tensors, more than {_MAX_TENSORS:,}")
         if key_count > _MAX_KEYS:
             raise walk.wrong(f"claims {key_count:,} metadata keys, more than {_MAX_KEYS:,}")
-        metadata = _read_metadata(walk, key_count)
+        metadata, tokens_sha256 = _read_metadata(walk, key_count)
         if needs_architecture and not isinstance(metadata.get("general.architecture"), str):
             raise walk.wrong("names no architecture (general.architecture)")
         _refuse_parts(walk, metadata)
         tensors = _read_tensors(walk, tensor_count, _alignment(walk, metadata))
-        return GgufHeader(version, metadata, tensors, walk.size)
+        return GgufHeader(version, metadata, tensors, walk.size, tokens_sha256)
 
 
 def read_tensor_bytes(
@@ -179,14 +183,19 @@ def _read_version(walk: GgufWalk) -> int:
     return version
 
 
-def _read_metadata(walk: GgufWalk, count: int) -> dict[str, MetadataValue]:
+def _read_metadata(walk: GgufWalk, count: int) -> tuple[dict[str, MetadataValue], str]:
+    """The key-value pairs, and the digest of the vocabulary's strings."""
     metadata: dict[str, MetadataValue] = {}
+    tokens_sha256 = ""
     for index in range(count):
         key = walk.name(f"metadata key {index}", _MAX_KEY_BYTES)
         if key in metadata:
             raise walk.wrong(f"names the metadata {key[:80]!r} twice")
-        metadata[key] = walk.value(walk.u32(f"the type of {key[:80]!r}"), key)
-    return metadata
+        kind, start = walk.u32(f"the type of {key[:80]!r}"), walk.at
+        metadata[key] = walk.value(kind, key)
+        if key == _TOKENS:
+            tokens_sha256 = sha256_bytes(walk.data[start : walk.at])
+    return metadata, tokens_sha256
 
 
 def _refuse_parts(walk: GgufWalk, metadata: Mapping[str, MetadataValue]) -> None:

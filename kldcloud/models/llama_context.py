@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from kldcloud.errors import EngineError
+from kldcloud.errors import EngineError, FormatError
 from kldcloud.models.engine import Tokens
 from kldcloud.models.ggml_types import GGML_TYPES
 from kldcloud.models.llama_library import llama, recent_complaints
@@ -121,6 +121,7 @@ def new_context(
 
     Raises:
         EngineError: if llama.cpp has no memory for it.
+        FormatError: if the model is none that predicts the next token.
     """
     binding = llama()
     params = binding.llama_context_default_params()
@@ -141,6 +142,13 @@ def new_context(
             f"{path}: llama.cpp could not make a context of {context} tokens: "
             f"{recent_complaints()}",
             hint="use a smaller context, or a machine with more memory",
+        )
+    # Of such a model llama.cpp hands out zeros for logits, or what it made of the next token.
+    if not binding.llama_get_memory(made):
+        binding.llama_free(made)
+        raise FormatError(
+            f"{path}: llama.cpp remembers no token for this architecture: it is no language model",
+            hint="give a model that predicts the next token",
         )
     return made
 

@@ -8,11 +8,12 @@ defaults, which are also what llama-perplexity uses.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ from kldcloud.models.llama_states import StateCapture
 
 if TYPE_CHECKING:
     from kldcloud.divergence.linear.side import LinearSide
+
+
+_UNKNOWN: Final = re.compile(r"unknown (model architecture|pre-tokenizer type): '([^']*)'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,7 @@ def load_model(path: Path, options: LlamaOptions, *, vocab_only: bool = False) -
 
     Raises:
         EngineError: if llama.cpp refuses it.
+        UserError: if it is of a kind that this llama.cpp does not know.
     """
     binding = llama()
     params = binding.llama_model_default_params()
@@ -232,8 +237,14 @@ def load_model(path: Path, options: LlamaOptions, *, vocab_only: bool = False) -
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     model = binding.llama_model_load_from_file(str(path).encode(), params)
     if not model:
+        reason = recent_complaints()
+        if unknown := _UNKNOWN.search(reason):
+            raise UserError(
+                f"{path}: this llama.cpp does not know the {unknown[1]} {unknown[2]!r}",
+                hint="take another model, or a kldcloud with a newer llama.cpp",
+            )
         raise EngineError(
-            f"{path}: llama.cpp could not load it: {recent_complaints()}",
+            f"{path}: llama.cpp could not load it: {reason}",
             hint="check the file, its architecture and the free memory",
         )
     return model

@@ -20,8 +20,9 @@ _recent: deque[str] = deque(maxlen=50)
 """The library's latest warnings and errors: it reports a failed load only there."""
 
 _WARNING = 3
-_CHOOSE_ONLY = ("GGML_BACKEND_PATH", "GGML_VK_VISIBLE_DEVICES")
-"""Of ggml's variables: they say which device computes, and its name is told anyway."""
+_NO_BACKTRACE = "GGML_NO_BACKTRACE"
+_MOVE_NOTHING = ("GGML_BACKEND_PATH", "GGML_VK_VISIBLE_DEVICES", _NO_BACKTRACE)
+"""Of ggml's variables: two say which device computes, and its name is told anyway."""
 _CPU_DEVICE, _GPU_DEVICES, _LIBRARY_DEVICE = 0, (1, 2), 3
 
 
@@ -44,6 +45,8 @@ def llama() -> ModuleType:
             f"llama-cpp-python does not load: {error}",
             hint="reinstall it: pip install --force-reinstall --no-cache-dir llama-cpp-python",
         ) from error
+    # Where it gives up it would call a debugger, which takes ten seconds and says a hundred lines.
+    os.environ.setdefault(_NO_BACKTRACE, "1")
     llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     binding: ModuleType = llama_cpp
@@ -109,7 +112,7 @@ def _switches() -> list[str]:
     return sorted(
         f"{name}={value}"
         for name, value in os.environ.items()
-        if name.startswith("GGML_") and name not in _CHOOSE_ONLY
+        if name.startswith("GGML_") and name not in _MOVE_NOTHING
     )
 
 

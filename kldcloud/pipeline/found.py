@@ -9,8 +9,10 @@ from pathlib import Path
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.folder_digest import tokenizer_sha256
-from kldcloud.models.gguf_header import GgufHeader, read_gguf_header
+from kldcloud.models.gguf_header import GgufHeader
+from kldcloud.models.language_model import read_language_model
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
+from kldcloud.models.tokenizer import open_tokenizer
 from kldcloud.models.trained_context import learned_positions
 from kldcloud.models.transformers_load import checked_config
 from kldcloud.pipeline.imatrices import FoundImatrix, find_imatrix
@@ -48,8 +50,14 @@ class Found:
 
     @property
     def tokenizer(self) -> str:
-        """What two models with the same one have in common; empty where nothing says so."""
-        return tokenizer_sha256(self.path) if isinstance(self.header, ModelFolder) else ""
+        """What two models with the same one have in common; empty where nothing says so.
+
+        Of a GGUF, the tokens alone: a text is cut by the base, and its numbers have to mean the
+        same to the others.
+        """
+        if isinstance(self.header, ModelFolder):
+            return tokenizer_sha256(self.path)
+        return self.header.tokens_sha256 if isinstance(self.header, GgufHeader) else ""
 
 
 def is_here(uri: SourceUri | None) -> bool:
@@ -90,7 +98,7 @@ def _find_model(
 ) -> Found:
     with about(what):
         path = sources.fetch_model(uri, progress)
-        header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
+        header = read_model_folder(path) if path.is_dir() else read_language_model(path)
         return Found(name, uri.filename, path, header, sources.origin(uri, path))
 
 
@@ -154,12 +162,7 @@ def check_quants(job: SweepJob, *, folder: bool) -> None:
 
 
 def may_cut_otherwise(base: Found, other: Found) -> bool:
-    """Whether two models' tokenizers have to be compared by what they make of the texts.
-
-    Of two GGUF files only the vocabularies' sizes are compared: one is commonly made of the other.
-    """
-    if isinstance(base.header, GgufHeader) and isinstance(other.header, GgufHeader):
-        return False
+    """Whether two models' tokenizers have to be compared by what they make of the texts."""
     return not base.tokenizer or base.tokenizer != other.tokenizer
 
 
@@ -176,6 +179,41 @@ def check_vocabularies(base: Found, candidates: Sequence[Found]) -> None:
                 f"{candidate.vocabulary:,}, the base {base.vocabulary:,}",
                 hint="only models with the base's tokenizer can be compared with it",
             )
+
+
+def warn_of_beginnings(base: Found, candidates: Sequence[Found], progress: Progress) -> None:
+    """Tell of candidates whose chunks llama.cpp begins otherwise than the base's.
+
+    Each model's own file says whether a chunk begins with BOS, as for llama-perplexity.
+    """
+    if not isinstance(base.header, GgufHeader):
+        return
+    for candidate in candidates:
+        if not isinstance(candidate.header, GgufHeader) or _same_rule(base, candidate):
+            continue
+        one, other = _beginning(base), _beginning(candidate)
+        if one != other:
+            progress.warn(
+                f"candidate {candidate.name}: a chunk begins with {other}, by its file's "
+                f"tokenizer.ggml.add_bos_token, and the base's with {one}: its figures tell of "
+                "that as well"
+            )
+
+
+def _same_rule(base: Found, other: Found) -> bool:
+    keys = [f"tokenizer.ggml.{name}" for name in ("model", "pre", "add_bos_token", "bos_token_id")]
+    one, two = base.header, other.header
+    assert isinstance(one, GgufHeader)  # noqa: S101 - the caller has asked
+    assert isinstance(two, GgufHeader)  # noqa: S101
+    return all(one.metadata.get(key) == two.metadata.get(key) for key in keys)
+
+
+def _beginning(model: Found) -> str:
+    """What a chunk of a GGUF's begins with, in words."""
+    with open_tokenizer(model.path) as tokenizer:
+        if not tokenizer.vocabulary.add_bos:
+            return "its own first token"
+        return f"BOS ({tokenizer.vocabulary.bos} {tokenizer.bos!r})"
 
 
 def check_architectures(models: Sequence[Found]) -> None:

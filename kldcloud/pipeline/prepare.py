@@ -24,6 +24,7 @@ from kldcloud.pipeline.found import (
     imatrix_of,
     is_here,
     may_cut_otherwise,
+    warn_of_beginnings,
 )
 from kldcloud.pipeline.imatrices import FoundImatrix, made_imatrix, warn_of_flattery
 from kldcloud.pipeline.model_files import (
@@ -189,6 +190,7 @@ def _make_base(
         chunked_corpus(source, [*others.values()], spec, job.stop, progress, sources)
         for spec in job.corpora
     )
+    warn_of_beginnings(source, models[1:], progress)
     base = _as_model(source, progress)
     if job.base.convert is not None and not isinstance(base, FolderModel):
         base = quantize_model(base, job.base.convert, base.name, progress)

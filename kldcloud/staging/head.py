@@ -20,35 +20,81 @@ TILE = 4096
 
 ARCHITECTURES = frozenset(
     {
+        "afmoe",
+        "apertus",
+        "arcee",
+        "bailingmoe",
+        "bailingmoe2",
+        "bitnet",
+        "bloom",
+        "dbrx",
+        "deci",
+        "deepseek",
         "deepseek2",
+        "dots1",
         "ernie4_5",
         "ernie4_5-moe",
         "exaone",
+        "exaone-moe",
+        "exaone4",
+        "falcon",
+        "falcon-h1",
         "gemma",
         "gemma3",
+        "glm-dsa",
         "glm4",
         "glm4moe",
         "gpt-oss",
+        "gpt2",
+        "gptneox",
+        "hunyuan-dense",
+        "hunyuan-moe",
         "internlm2",
+        "jamba",
+        "kimi-linear",
+        "lfm2",
+        "lfm2moe",
         "llama",
+        "llama4",
+        "mamba",
+        "mamba2",
+        "mimo2",
+        "minimax-m2",
         "mistral3",
+        "mistral4",
+        "nemotron",
+        "nemotron_h",
+        "nemotron_h_moe",
         "olmo",
         "olmo2",
         "olmoe",
+        "phi3",
+        "qwen2",
+        "qwen2moe",
+        "qwen2vl",
         "qwen3",
         "qwen35",
         "qwen35moe",
         "qwen3moe",
         "qwen3next",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "rwkv6",
+        "seed_oss",
+        "smallthinker",
         "smollm3",
         "stablelm",
+        "starcoder",
         "starcoder2",
+        "step35",
     }
 )
 """Architectures whose logits are the head's product with the normed states and nothing more.
 
-Left out on purpose: soft-capped logits (gemma2, gemma3n, gemma4, grok), scaled ones (command-r,
-granite, minicpm), biased heads (phi2, qwen2). Each stage is also checked against the engine.
+Random models of all of them were evaluated by llama.cpp 0.3.36: its logits were the product's to
+1e-10 nats. Left out on purpose: soft-capped logits (gemma2, gemma3n, gemma4, grok), scaled ones
+(command-r, granite, minicpm), heads that always have a bias (phi2). Each stage is also checked
+against the engine.
 """
 
 

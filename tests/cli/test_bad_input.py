@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Desk, Said, run
+from rewritten import rewritten
 from store_server import S3Server, isolate_aws
 from tiny_models import TinyPair, tiny_pair
 
@@ -230,6 +231,18 @@ def test_a_file_that_is_no_gguf_is_refused(command: Command, desk: Desk, role: s
     line = refused(command("launch", desk.job, "--set", f"{role}={other}"), desk)
     assert f"{other}: is not a GGUF file" in line
     assert "give the path of a GGUF file" in line
+
+
+@pytest.mark.parametrize("verb", ["launch", "plan"])
+@pytest.mark.parametrize("role", ["base", "candidate"])
+def test_what_predicts_no_next_token_is_refused(
+    command: Command, desk: Desk, verb: str, role: str
+) -> None:
+    """llama.cpp's logits of an encoder are all zero: every candidate of it would be perfect."""
+    model = rewritten(desk.pair.base, desk.folder / "m.gguf", architecture="modern-bert")
+    change = f"base.model={model}" if role == "base" else f"candidates=[{{model: {model}}}]"
+    line = refused(command(verb, desk.job, "--set", change), desk)
+    assert "m.gguf: modern-bert makes embeddings, and no logits; give a model that" in line
 
 
 def test_a_candidate_with_another_vocabulary_is_refused(

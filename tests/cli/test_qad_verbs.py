@@ -22,7 +22,9 @@ from kldcloud.spec.qad_job import QadJob
 from kldcloud.store import open_store
 from tests.cli.test_start import imported_by
 from tests.report.summaries import as_summary, summary_dict
+from tests.rewritten import rewritten
 from tests.status.kept_qads import QAD, KeptQad
+from tests.tiny_models import tiny_pair
 
 Command = Callable[..., Said]
 
@@ -167,6 +169,17 @@ def test_other_machines_cannot_reach_a_folder_of_this_one(
     said = command("launch", "-y", job, "--cluster", rented)
     assert said.complaint.startswith(f"store {job.parent / 'store'} is a folder here, out of reach")
     assert not started
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["launch", "-y"]])
+def test_an_architecture_that_cannot_be_trained_is_refused_by_name(
+    job: Path, command: Command, verb: list[str]
+) -> None:
+    base = tiny_pair(job.parent / "pair", vocabulary=320, bos=True).base
+    model = rewritten(base, job.parent / "teacher.gguf", architecture="mamba")
+    said = command(*verb, job, "--set", f"teacher={{model: {model}}}")
+    assert f"{model}: cannot train the architecture 'mamba'; use a model of " in said.complaint
+    assert not (job.parent / "store").exists()
 
 
 def test_an_option_of_sweeps_is_refused(job: Path, command: Command) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kldcloud.clusters.local_ray import local_ray
+from kldcloud.errors import EngineError
 
 LISTENING = "0A"
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
@@ -58,6 +59,25 @@ def test_refuses_whoever_has_no_token(ray_address: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "let in" not in done.stdout
+
+
+def test_a_ray_that_does_not_come_up_is_one_line(
+    ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with too much to do, Ray gives up with a bare Exception."""
+    import ray
+
+    del ray_address
+
+    complaint = "The current node timed out during startup"
+
+    def busy(**_: object) -> None:
+        raise Exception(f"{complaint}. This could\nhappen because")  # noqa: TRY002 - as Ray does
+
+    monkeypatch.setattr(ray, "init", busy)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(EngineError, match=f"^Ray did not start: {complaint}"), local_ray(1):
+        pass
 
 
 def _descendants(root: int) -> set[int]:

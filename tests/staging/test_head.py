@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from kldcloud.models.gguf_header import ArrayInfo, GgufHeader, TensorInfo, read_gguf_header
+from kldcloud.models.llama_engine import LlamaEngine, LlamaOptions
 from kldcloud.staging.head import TILE, OutputHead, head_tensor, read_head, why_not_hidden
 from kldcloud.staging.states import SUPPORTED_HEADS
+from tests.rewritten import rewritten
 from tests.tiny_models import tiny_pair
 
 WIDTH = 64
@@ -87,7 +89,7 @@ def test_tied_embeddings_are_the_head_where_there_is_none_of_its_own() -> None:
     ("changes", "reason"),
     [
         ({"metadata": described("gemma2")}, "architecture gemma2"),
-        ({"metadata": described("qwen2")}, "architecture qwen2"),
+        ({"metadata": described("command-r")}, "architecture command-r"),
         ({"metadata": described(final_logit_softcapping=30.0)}, "softcapping"),
         ({"metadata": described(logit_scale=0.5)}, "logit_scale"),
         ({"tensors": {}}, "no output head"),
@@ -111,3 +113,26 @@ def test_a_head_that_is_not_the_whole_way_to_logits_is_refused(
     changes: dict[str, object], reason: str
 ) -> None:
     assert reason in str(why_not_hidden(header(**changes)))
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama"])
+def test_the_engines_own_logits_are_the_heads_product(architecture: str, tmp_path: Path) -> None:
+    pair = tiny_pair(tmp_path, vocabulary=320, bos=True)
+    biases = {
+        f"blk.{layer}.attn_{name}.bias": np.full(WIDTH, 0.1, np.float32)
+        for layer in range(2)
+        for name in "qkv"
+    }
+    more = biases if architecture == "qwen2" else {}
+    path = rewritten(pair.base, tmp_path / "m.gguf", architecture=architecture, tensors=more)
+    described = read_gguf_header(path)
+    assert why_not_hidden(described) is None
+    engine = LlamaEngine(path, 64, LlamaOptions())
+    try:
+        output = engine.evaluate(np.arange(200, 264, dtype=np.int32), hidden=True)
+        assert output.hidden is not None
+        rebuilt = np.empty_like(output.logits)
+        read_head(path, described).logits(output.hidden, out=rebuilt)
+        assert np.abs(rebuilt - output.logits).max() < 1e-4 < output.logits.std()
+    finally:
+        engine.close()
