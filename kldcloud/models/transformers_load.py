@@ -9,6 +9,7 @@ from kldcloud.errors import EngineError, FormatError, KldcloudError
 from kldcloud.models.folder_bounds import check_no_layer_left_out, check_weight_count
 from kldcloud.models.folder_files import CONFIG
 from kldcloud.models.model_folder import ModelFolder
+from kldcloud.models.transformers_classes import maker_of
 from kldcloud.models.transformers_library import transformers
 from kldcloud.models.transformers_methods import check_method
 from kldcloud.models.transformers_offload import WORKSPACE, bring_head, offload_settings
@@ -65,7 +66,6 @@ def load_transformers(
         FormatError: tensors are missing, or there are some that the model would not use.
         UserError: the method by which it is quantised does not run here.
     """
-    library = transformers()
     import torch
 
     check_method(folder, options.device, dequantize=options.dequantize)
@@ -91,9 +91,8 @@ def load_transformers(
         if options.dequantize:
             model, found = _from_dequantized(folder, settings)
         else:
-            model, found = library.AutoModelForCausalLM.from_pretrained(
-                str(folder.path), **settings
-            )
+            maker = maker_of(folder, config)
+            model, found = maker.from_pretrained(str(folder.path), **settings)
     except KldcloudError:
         raise
     except torch.OutOfMemoryError as error:
@@ -127,15 +126,15 @@ def checked_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a fa
     Raises:
         EngineError: transformers knows no such model, or refuses what its config.json says.
         FormatError: its weights do not fit into the files.
+        UserError: it is no language model.
     """
-    library = transformers()
     import torch
 
     config = folder_config(folder)
-
+    maker = maker_of(folder, config)
     try:
         with torch.device("meta"):
-            model = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = maker.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise _not_loaded(folder, error) from error
     weights = sum(each.numel() for each in model.parameters())
@@ -145,7 +144,6 @@ def checked_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a fa
 
 def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple[Any, Any]:
     """The model with its weights written out, and transformers' word on which were used."""
-    library = transformers()
     import torch
 
     from kldcloud.models.dequantized_folder import dequantized_tensors
@@ -154,9 +152,9 @@ def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple
     for each in (config, config.get_text_config(decoder=True)):
         each.__dict__.pop("quantization_config", None)
     with torch.device("meta"):
-        maker = type(library.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        model = maker_of(folder, config).from_config(config, trust_remote_code=False)
     tensors = dequantized_tensors(folder, settings["dtype"])
-    model, found = maker.from_pretrained(None, state_dict=tensors, **settings)
+    model, found = type(model).from_pretrained(None, state_dict=tensors, **settings)
     for name in map(str, found.get("unexpected_keys", ())):
         # AutoGPTQ writes a bias for every layer: zeros where there was none.
         if name.endswith(".bias") and bool(tensors[name].any()):
@@ -199,11 +197,9 @@ def _shape(sizes: Sequence[int]) -> str:
 
 
 def _not_loaded(folder: ModelFolder, error: Exception) -> EngineError:
-    hint = "check the folder, and the versions of torch and transformers"
-    if "attn_implementation" in str(error):
-        hint = "set engine.transformers.attention: eager"
     return EngineError(
-        f"{folder.path}: transformers could not load it: {in_a_line(error)}", hint=hint
+        f"{folder.path}: transformers could not load it: {in_a_line(error)}",
+        hint="check the folder, and the versions of torch and transformers",
     )
 
 
