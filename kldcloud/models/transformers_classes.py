@@ -29,12 +29,11 @@ def maker_of(folder: ModelFolder, config: Any) -> Any:  # noqa: ANN401 - untyped
             its type.
     """
     library = transformers()
-    named = getattr(library, folder.architecture, None)
+    named: Any = getattr(library, folder.architecture, None)
+    known = isclass(named) and issubclass(named, library.PreTrainedModel)
     maker = _maker(type(config))
-    if maker is None or (
-        # With tied embeddings nothing would be missing of a model whose head is left out.
-        isclass(named) and issubclass(named, library.PreTrainedModel) and not named.can_generate()
-    ):
+    # With tied embeddings nothing would be missing of a model whose head is left out.
+    if maker is None or (known and not named.can_generate()):
         raise _no_language_model(folder, "is no language model")
     if config.is_encoder_decoder:
         raise _no_language_model(folder, "encodes a text before it decodes one")
