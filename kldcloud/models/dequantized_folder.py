@@ -16,7 +16,12 @@ import torch
 from safetensors import safe_open
 
 from kldcloud.errors import FormatError
-from kldcloud.models.dequantized_weights import awq_weight, fp8_weight, gptq_weight
+from kldcloud.models.dequantized_weights import (
+    awq_weight,
+    fp8_weight,
+    gptq_weight,
+    mxfp4_weight,
+)
 from kldcloud.models.folder_config import quantization_settings
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.safetensors_header import StoredTensor
@@ -27,6 +32,7 @@ _MATRIX: Final = 2
 _WORD: Final = 32
 _GPTQ_BITS: Final = (4, 8)
 _ZERO_OFFSETS: Final = {"gptq": 1, "gptq_v2": 0}
+_MXFP4_OCTETS: Final = 16
 _OF_ACTIVATIONS: Final = ("activation_scale", "input_scale")
 _INSTEAD: Final = "take another checkpoint, or leave engine.transformers.dequantize out"
 
@@ -226,6 +232,29 @@ def _awq_tensor(stored: _Stored, layer: str) -> torch.Tensor:
     )
 
 
+def _read_mxfp4(stored: _Stored) -> Named:
+    for name in stored.tensors:
+        weight = name.removesuffix("_blocks")
+        if weight != name:
+            yield weight, _mxfp4_tensor(stored, weight).to(stored.dtype)
+        elif not name.endswith("_scales"):
+            yield name, stored.read(name)
+        elif f"{name.removesuffix('_scales')}_blocks" not in stored.tensors:
+            raise stored.refused(f"{name} belongs to no blocks of FP4")
+
+
+def _mxfp4_tensor(stored: _Stored, weight: str) -> torch.Tensor:
+    """[experts, inputs, outputs], as gpt-oss multiplies; stored with the inputs in groups."""
+    blocks, scales = f"{weight}_blocks", f"{weight}_scales"
+    shape = stored.expected(blocks, ("U8",), (None, None, None, _MXFP4_OCTETS))
+    stored.expected(scales, ("U8",), shape[:-1])
+    try:
+        found = mxfp4_weight(stored.read(blocks), stored.read(scales))
+    except ValueError as error:
+        raise stored.refused(f"{scales} {error}") from error
+    return found.transpose(1, 2).contiguous()
+
+
 def _unpacked_layers(
     stored: _Stored, parts: tuple[str, ...], weight: Callable[[str], torch.Tensor]
 ) -> Named:
@@ -245,4 +274,5 @@ _READERS: Final[Mapping[str, Callable[[_Stored], Named]]] = {
     "awq": _read_awq,
     "fp8": _read_fp8,
     "gptq": _read_gptq,
+    "mxfp4": _read_mxfp4,
 }

@@ -29,8 +29,8 @@ class TransformersSpec(SpecModel):
         head: float32 makes logits of the states that enter the output head, in float32; model
             takes them as the model returns them, rounded to its dtype.
         offload: let layers that a GPU has no room for wait in the machine's memory.
-        dequantize: write the weights of FP8, GPTQ and AWQ checkpoints out in dtype instead of
-            running them by their own kernels; activations are then not rounded. Models that are
+        dequantize: write the weights of FP8, MXFP4, GPTQ and AWQ checkpoints out in dtype instead
+            of running them by their own kernels; activations are then not rounded. Models that are
             quantised otherwise, or not, run as they do without it.
         round_activations: with dequantize, round what enters the layers of an FP8 checkpoint to
             FP8 as its kernels do.

@@ -35,7 +35,7 @@ from tests.quantised_folders import (
     gptq,
     rewritten,
 )
-from tests.tiny_folders import save_experts
+from tests.tiny_folders import save_experts, save_gpt_oss
 
 GOLDEN = Path(__file__).parents[1] / "golden/gptqmodel/layers.safetensors"
 CONTEXT = 64
@@ -54,9 +54,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder_of(tiny_teacher(place, feed_forward=320), place / "hf")
 
 
-def logits(path: Path, *, dequantize: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
+def logits(
+    path: Path, *, dequantize: bool, attention: str = "sdpa"
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     method = read_model_folder(path).quantization or ""
-    options = TransformersOptions("float32", quantization=method, dequantize=dequantize)
+    options = TransformersOptions(
+        "float32", attention=attention, quantization=method, dequantize=dequantize
+    )
     engine = load_engine(path, CONTEXT, options)
     found = engine.evaluate(TOKENS).logits.copy()
     engine.close()
@@ -118,6 +122,86 @@ def test_experts_that_lie_apart_come_together(tmp_path: Path) -> None:
     quantised, exact = both(tmp_path / "moe", tmp_path, partial(fp8_blocks, block=32), SMALL_FP8)
     meant = logits(exact, dequantize=False)
     assert np.abs(logits(quantised, dequantize=True) - meant).max() < 1e-5 * np.abs(meant).max()
+
+
+MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+
+
+@pytest.fixture
+def in_mxfp4(tmp_path: Path) -> tuple[Path, Path]:
+    """A tiny gpt-oss with its experts as its makers store them, and as numbers."""
+    save_gpt_oss(tmp_path / "oss")
+    codes = np.random.default_rng(3)
+    written: dict[str, torch.Tensor] = {}
+
+    def quantised(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        if weight.ndim != 3:
+            return {name: weight.clone()}
+        experts, inputs, outputs = weight.shape
+        nibbles = codes.integers(0, 16, (experts, outputs, inputs // 32, 32))
+        powers = codes.integers(121, 126, (experts, outputs, inputs // 32))
+        sign, size = 1.0 - 2 * (nibbles >> 3), nibbles & 7
+        # E2M1: below 1 in steps of a half, and then one bit behind the point.
+        ones = np.where(size < 2, size / 2, (1 + (size & 1) / 2) * 2.0 ** ((size >> 1) - 1))
+        meant = (sign * ones * 2.0 ** (powers[..., None] - 127)).reshape(experts, outputs, inputs)
+        written[name] = torch.from_numpy(meant.swapaxes(1, 2).astype(np.float32))
+        octets = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+        return {
+            f"{name}_blocks": torch.from_numpy(octets.astype(np.uint8)),
+            f"{name}_scales": torch.from_numpy(powers.astype(np.uint8)),
+        }
+
+    stored = rewritten(tmp_path / "oss", tmp_path / "q", quantised, every=True)
+    exact = rewritten(
+        tmp_path / "oss",
+        tmp_path / "exact",
+        lambda name, each: {name: written.get(name, each).clone()},
+        every=True,
+    )
+    return configured(stored, MXFP4), exact
+
+
+def test_experts_in_mxfp4_are_what_they_hold(in_mxfp4: tuple[Path, Path]) -> None:
+    quantised, exact = in_mxfp4
+    meant = logits(exact, dequantize=False, attention="eager")
+    assert np.array_equal(logits(quantised, dequantize=True, attention="eager"), meant)
+    found = dequantized_tensors(read_model_folder(quantised), torch.bfloat16)[EXPERTS]
+    assert torch.equal(found.float(), load_file(exact / "model.safetensors")[EXPERTS])
+
+
+def test_mxfp4_without_its_kernels_is_refused(
+    in_mxfp4: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_model_folder(in_mxfp4[0])
+    with pytest.raises(UserError, match="multiplies in FP4, which needs a GPU") as caught:
+        check_method(found, "cpu", dequantize=False)
+    assert "engine.transformers.dequantize: true" in str(caught.value)
+    check_method(found, "cpu", dequantize=True)
+    monkeypatch.setattr(transformers_methods, "_multiplies_codes", lambda *_: True)
+    monkeypatch.setattr(transformers_methods, "_is_there", lambda _: False)
+    with pytest.raises(UserError, match=r"needs kernels==[0-9.]+, triton, which is not installed"):
+        check_method(found, "cuda", dequantize=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(f"{EXPERTS}_scales"), "has no tensor .*gate_up_proj_scales"),
+        (lambda t: t.pop(f"{EXPERTS}_blocks"), "gate_up_proj_scales belongs to no blocks"),
+        (lambda t: t[f"{EXPERTS}_scales"].fill_(255), "gate_up_proj_scales has a scale that is no"),
+        (
+            lambda t: t.update({f"{EXPERTS}_blocks": t[f"{EXPERTS}_blocks"][..., :8].contiguous()}),
+            "is U8 4 x 128 x 2 x 8, not U8 any x any x any x 16",
+        ),
+    ],
+)
+def test_mxfp4_that_is_none_is_refused(
+    in_mxfp4: tuple[Path, Path], change: Change, message: str
+) -> None:
+    found = read_model_folder(changed(in_mxfp4[0], change))
+    with pytest.raises(FormatError, match=message):
+        dequantized_tensors(found, torch.float32)
 
 
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -222,7 +306,7 @@ def test_packages_that_are_missing_are_named_with_where_to_put_them(
 def test_on_a_gpu_fp8_needs_kernels_of_a_version_that_transformers_takes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformers_methods, "_multiplies_fp8", lambda _: True)
+    monkeypatch.setattr(transformers_methods, "_multiplies_codes", lambda *_: True)
     monkeypatch.setattr("transformers.utils.is_kernels_available", lambda: False)
     found = read_model_folder(configured(rewritten(folder, tmp_path / "q", plain), FP8))
     with pytest.raises(UserError, match=r"needs kernels==[0-9.]+, which is not installed"):
