@@ -35,6 +35,11 @@ _ZERO_OFFSETS: Final = {"gptq": 1, "gptq_v2": 0}
 _MXFP4_OCTETS: Final = 16
 _OF_ACTIVATIONS: Final = ("activation_scale", "input_scale")
 _INSTEAD: Final = "take another checkpoint, or leave engine.transformers.dequantize out"
+_AWQ_BITS: Final = 4
+_BITS: Final = ("bits", "w_bit")
+_GROUP_SIZES: Final = ("group_size", "q_group_size")
+_OF_SOME_LAYERS: Final = ("dynamic", "extra_config")
+"""Where packers say that some layers differ from the others."""
 
 Named = Iterator[tuple[str, torch.Tensor]]
 
@@ -108,6 +113,26 @@ class _Stored:
                 f"{name} is {tensor.dtype} {its}, not {' or '.join(dtypes)} {wanted}"
             )
         return tensor.shape
+
+    def check_stated(self, layer: str, *, bits: int, inputs: int, groups: int) -> None:
+        """See that a layer is packed as the settings say that all are."""
+        if any(self.settings.get(key) for key in _OF_SOME_LAYERS):
+            return
+        said, size = self._whole(_BITS), self._whole(_GROUP_SIZES)
+        if said not in (None, bits):
+            what = f"{layer}.qweight is packed in {bits} bits, and quantization_config says {said}"
+        elif size is not None and groups != (-(-inputs // size) if size > 0 else 1):
+            what = (
+                f"{layer}.scales has {groups} groups for {inputs} inputs, and "
+                f"quantization_config says group_size {size}"
+            )
+        else:
+            return
+        hint = "take the config.json that belongs to these weights"
+        raise FormatError(f"{self.folder.path}: {what}", hint=hint)
+
+    def _whole(self, keys: tuple[str, ...]) -> int | None:
+        return next((each for key in keys if type(each := self.settings.get(key)) is int), None)
 
     def refused(self, what: str) -> FormatError:
         return FormatError(f"{self.folder.path}: {what}", hint=_INSTEAD)
@@ -183,6 +208,7 @@ def _gptq_tensor(stored: _Stored, layer: str, zero_offset: int) -> torch.Tensor:
     inputs = rows * _WORD // bits if bits in _GPTQ_BITS else 0
     if not inputs or bits * outputs != _WORD * columns:
         raise stored.refused(f"{layer} is not packed in {' or '.join(map(str, _GPTQ_BITS))} bits")
+    stored.check_stated(layer, bits=bits, inputs=inputs, groups=groups)
     try:
         return gptq_weight(
             stored.read(f"{layer}.qweight"),
@@ -225,6 +251,7 @@ def _awq_tensor(stored: _Stored, layer: str) -> torch.Tensor:
     stored.expected(f"{layer}.qzeros", ("I32",), (groups, columns))
     if inputs % groups:
         raise stored.refused(f"{layer} has {inputs} inputs in {groups} groups of {outputs} outputs")
+    stored.check_stated(layer, bits=_AWQ_BITS, inputs=inputs, groups=groups)
     return awq_weight(
         stored.read(f"{layer}.qweight"),
         stored.read(f"{layer}.qzeros"),

@@ -265,6 +265,46 @@ def test_what_is_not_the_method_is_refused(
     assert "engine.transformers.dequantize" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("maker", "settings", "message"),
+    [
+        (gptq, GPTQ | {"bits": 8}, r"down_proj\.qweight is packed in 4 bits, .* says 8"),
+        (gptq, GPTQ | {"group_size": 128}, r"down_proj\.scales has 5 groups for 320 .* size 128"),
+        (gptq, GPTQ | {"group_size": -1}, r"down_proj\.scales has 5 groups .* group_size -1"),
+        (awq, AWQ | {"bits": 3}, r"down_proj\.qweight is packed in 4 bits, .* says 3"),
+        (awq, AWQ | {"group_size": 32}, r"down_proj\.scales has 5 groups for 320 .* group_size 32"),
+        (awq, {"quant_method": "awq", "q_group_size": 128}, r"down_proj\.scales .* group_size 128"),
+    ],
+)
+def test_settings_that_are_not_of_the_tensors_are_refused_by_a_tensors_name(
+    folder: Path, tmp_path: Path, maker: Maker, settings: dict[str, Any], message: str
+) -> None:
+    quantised = rewritten(folder, tmp_path / "q", lambda *each: maker(*each)[0])
+    found = read_model_folder(configured(quantised, settings))
+    with pytest.raises(FormatError, match=message) as caught:
+        dequantized_tensors(found, torch.float32)
+    assert "take the config.json that belongs to these weights" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "more", [{"dynamic": {"+:.*q_proj": {"bits": 8}}}, {"extra_config": {"x": 1}}]
+)
+def test_layers_may_differ_where_the_settings_say_so(
+    folder: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    quantised = rewritten(folder, tmp_path / "q", lambda *each: gptq(*each)[0])
+    found = read_model_folder(configured(quantised, GPTQ | {"bits": 8} | more))
+    assert f"{LAYER}.weight" in dequantized_tensors(found, torch.float32)
+
+
+def test_one_group_may_be_all_inputs(folder: Path, tmp_path: Path) -> None:
+    whole = rewritten(
+        folder, tmp_path / "q", lambda name, each: gptq(name, each, group=each.shape[1])[0]
+    )
+    found = read_model_folder(configured(whole, GPTQ | {"group_size": -1}))
+    assert f"{LAYER}.weight" in dequantized_tensors(found, torch.float32)
+
+
 def test_a_bias_that_the_model_has_not_must_be_zero(folder: Path, tmp_path: Path) -> None:
     quantised = rewritten(folder, tmp_path / "q", lambda *each: gptq(*each)[0])
     configured(quantised, GPTQ)
