@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from kldcloud.errors import EngineError, FormatError, KldcloudError
@@ -14,7 +15,7 @@ from kldcloud.models.transformers_library import transformers
 from kldcloud.models.transformers_methods import check_method
 from kldcloud.models.transformers_offload import WORKSPACE, bring_head, offload_settings
 from kldcloud.models.transformers_options import TransformersOptions
-from kldcloud.models.transformers_recipes import recipe_config
+from kldcloud.models.transformers_recipes import check_recipe, recipe_config
 
 _BELONGS_TO_WEIGHTS: Final = (
     *("scale", "scale_inv", "scales", "zero_point", "qzeros", "absmax"),
@@ -69,30 +70,17 @@ def load_transformers(
     import torch
 
     check_method(folder, options.device, dequantize=options.dequantize)
-    config = checked_config(folder)
-    settings: dict[str, Any] = {
-        "config": config,
-        "dtype": getattr(torch, options.dtype),
-        "attn_implementation": options.attention,
-        "use_safetensors": True,
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "output_loading_info": True,
-        # Its own refusal says no name; `_check_complete` does.
-        "ignore_mismatched_sizes": True,
-    }
-    if options.recipe:
-        settings["quantization_config"] = recipe_config(options.recipe)
+    outline = outlined(folder)
+    settings = _settings(folder, outline, options)
     if options.device != "cpu":
         placed = {"device_map": options.device}
         spread = options.offload and offload_settings(folder, settings["dtype"], workspace)
         settings |= spread or placed
     try:
         if options.dequantize:
-            model, found = _from_dequantized(folder, settings)
+            model, found = _from_dequantized(folder, type(outline.model), settings)
         else:
-            maker = maker_of(folder, config)
-            model, found = maker.from_pretrained(str(folder.path), **settings)
+            model, found = outline.maker.from_pretrained(str(folder.path), **settings)
     except KldcloudError:
         raise
     except torch.OutOfMemoryError as error:
@@ -111,6 +99,29 @@ def load_transformers(
     return model.eval()
 
 
+def _settings(
+    folder: ModelFolder, outline: Outline, options: TransformersOptions
+) -> dict[str, Any]:
+    """What `from_pretrained` is told on every device."""
+    import torch
+
+    settings: dict[str, Any] = {
+        "config": outline.config,
+        "dtype": getattr(torch, options.dtype),
+        "attn_implementation": options.attention,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+        # Its own refusal says no name; `_check_complete` does.
+        "ignore_mismatched_sizes": True,
+    }
+    if options.recipe:
+        check_recipe(folder.path, outline.model, options.recipe, options.device)
+        settings["quantization_config"] = recipe_config(options.recipe)
+    return settings
+
+
 def _is_partly_on(device: str, model: Any) -> bool:  # noqa: ANN401
     import torch
 
@@ -118,10 +129,23 @@ def _is_partly_on(device: str, model: Any) -> bool:  # noqa: ANN401
     return any(each.device.type == kind for each in model.parameters())
 
 
-def checked_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a family
-    """A folder's configuration, of which transformers makes a model as large as the files.
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A folder's model without its weights.
 
-    The model is made on a device without memory: a second, and no weight is read.
+    Attributes:
+        config: of the folder, with its family's defaults.
+        maker: what makes models of it, by `from_pretrained`.
+        model: one whose tensors have shapes, and no memory.
+    """
+
+    config: Any
+    maker: Any
+    model: Any
+
+
+def outlined(folder: ModelFolder) -> Outline:
+    """What transformers makes of a folder's configuration: a second, and no weight is read.
 
     Raises:
         EngineError: transformers knows no such model, or refuses what its config.json says.
@@ -139,22 +163,22 @@ def checked_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a fa
         raise _not_loaded(folder, error) from error
     weights = sum(each.numel() for each in model.parameters())
     check_weight_count(folder.path / CONFIG, weights, folder.tensor_bytes)
-    return config
+    return Outline(config, maker, model)
 
 
-def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+def _from_dequantized(
+    folder: ModelFolder,
+    kind: Any,  # noqa: ANN401 - a class of transformers'
+    settings: Mapping[str, Any],
+) -> tuple[Any, Any]:
     """The model with its weights written out, and transformers' word on which were used."""
-    import torch
-
     from kldcloud.models.dequantized_folder import dequantized_tensors
 
     config = settings["config"]
     for each in (config, config.get_text_config(decoder=True)):
         each.__dict__.pop("quantization_config", None)
-    with torch.device("meta"):
-        model = maker_of(folder, config).from_config(config, trust_remote_code=False)
     tensors = dequantized_tensors(folder, settings["dtype"])
-    model, found = type(model).from_pretrained(None, state_dict=tensors, **settings)
+    model, found = kind.from_pretrained(None, state_dict=tensors, **settings)
     for name in map(str, found.get("unexpected_keys", ())):
         # AutoGPTQ writes a bias for every layer: zeros where there was none.
         if name.endswith(".bias") and bool(tensors[name].any()):

@@ -269,7 +269,7 @@ def test_what_is_not_the_method_is_refused(
     ("maker", "settings", "message"),
     [
         (gptq, GPTQ | {"bits": 8}, r"down_proj\.qweight is packed in 4 bits, .* says 8"),
-        (gptq, GPTQ | {"group_size": 128}, r"down_proj\.scales has 5 groups for 320 .* size 128"),
+        (gptq, GPTQ | {"group_size": 128}, r"down_proj\.scales has 5 groups for 320 .*size 128"),
         (gptq, GPTQ | {"group_size": -1}, r"down_proj\.scales has 5 groups .* group_size -1"),
         (awq, AWQ | {"bits": 3}, r"down_proj\.qweight is packed in 4 bits, .* says 3"),
         (awq, AWQ | {"group_size": 32}, r"down_proj\.scales has 5 groups for 320 .* group_size 32"),

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from kldcloud.errors import UserError
 from kldcloud.models.engines import load_engine
 from kldcloud.models.model_folder import read_model_folder
-from kldcloud.models.transformers_load import checked_config
+from kldcloud.models.transformers_load import outlined
 from kldcloud.models.transformers_options import TransformersOptions, resolved_attention
 from kldcloud.staging.folder_head import read_base_head
 from kldcloud.staging.head import NOTHING_AFTER
@@ -268,7 +268,7 @@ def test_what_predicts_no_next_token_is_refused(
 ) -> None:
     path = saved(tmp_path / "hf", made, gguf)
     with pytest.raises(UserError, match=why) as caught:
-        checked_config(read_model_folder(path))
+        outlined(read_model_folder(path))
     assert "only models that predict the next token" in str(caught.value)
 
 
@@ -278,4 +278,4 @@ def test_a_name_that_transformers_does_not_have_is_no_obstacle(tmp_path: Path, g
     path = saved(tmp_path / "hf", made, gguf)
     said = json.loads((path / "config.json").read_text()) | {"architectures": ["LLaMAForCausalLM"]}
     (path / "config.json").write_text(json.dumps(said))
-    checked_config(read_model_folder(path))
+    outlined(read_model_folder(path))
