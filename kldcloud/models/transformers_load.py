@@ -78,7 +78,7 @@ def load_transformers(
         settings |= spread or placed
     try:
         if options.dequantize:
-            model, found = _from_dequantized(folder, type(outline.model), settings)
+            model, found = _from_dequantized(folder, outline.model, settings)
         else:
             model, found = outline.maker.from_pretrained(str(folder.path), **settings)
     except KldcloudError:
@@ -168,20 +168,24 @@ def outlined(folder: ModelFolder) -> Outline:
 
 def _from_dequantized(
     folder: ModelFolder,
-    kind: Any,  # noqa: ANN401 - a class of transformers'
+    outline: Any,  # noqa: ANN401 - one class a family
     settings: Mapping[str, Any],
 ) -> tuple[Any, Any]:
     """The model with its weights written out, and transformers' word on which were used."""
     from kldcloud.models.dequantized_folder import dequantized_tensors
 
-    config = settings["config"]
+    # Of what sees and speaks, such as Qwen 3.5, that may be the part that speaks.
+    config = outline.config
     for each in (config, config.get_text_config(decoder=True)):
         each.__dict__.pop("quantization_config", None)
     tensors = dequantized_tensors(folder, settings["dtype"])
-    model, found = kind.from_pretrained(None, state_dict=tensors, **settings)
-    for name in map(str, found.get("unexpected_keys", ())):
+    named = {**settings, "config": config, "state_dict": tensors}
+    model, found = type(outline).from_pretrained(None, **named)
+    unused = set(map(str, found.get("unexpected_keys", ())))
+    for name in sorted(unused):
+        layer, _, part = name.rpartition(".")
         # AutoGPTQ writes a bias for every layer: zeros where there was none.
-        if name.endswith(".bias") and bool(tensors[name].any()):
+        if part == "bias" and f"{layer}.weight" not in unused and bool(tensors[name].any()):
             raise FormatError(
                 f"{folder.path}: {name} is not zero, and the model has no such bias",
                 hint="take the config.json that belongs to these weights",

@@ -10,6 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import (
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
 
 from kldcloud.corpus.chunks import ChunkShape
 from kldcloud.divergence.base_rows import LogitRows
@@ -35,7 +41,7 @@ from tests.quantised_folders import (
     gptq,
     rewritten,
 )
-from tests.tiny_folders import save_experts, save_gpt_oss
+from tests.tiny_folders import save_experts, save_gpt_oss, save_words
 
 GOLDEN = Path(__file__).parents[1] / "golden/gptqmodel/layers.safetensors"
 CONTEXT = 64
@@ -202,6 +208,40 @@ def test_mxfp4_that_is_none_is_refused(
     found = read_model_folder(changed(in_mxfp4[0], change))
     with pytest.raises(FormatError, match=message):
         dequantized_tensors(found, torch.float32)
+
+
+def save_seeing(folder: Path, family: str) -> None:
+    """A tiny model that sees and speaks, of which transformers runs the part that speaks."""
+    text = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    eyes = {"hidden_size": 32, "intermediate_size": 128, "patch_size": 14}
+    torch.manual_seed(1)
+    if family == "qwen3_5":
+        eyes |= {"depth": 1, "num_heads": 2, "out_hidden_size": 64}
+        text |= {"layer_types": ["full_attention"]}
+        config: Any = Qwen3_5Config(text_config=text, vision_config=eyes)
+        model: Any = Qwen3_5ForConditionalGeneration(config)
+    else:
+        eyes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+        eyes |= {f"projector_{end}put_dim": 32 for end in ("in", "out")}
+        text |= {"num_local_experts": 2, "intermediate_size_mlp": 96, "pad_token_id": 0}
+        eyes |= {"vision_output_dim": 32}
+        model = Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=eyes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    save_words(folder)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "llama4"])
+def test_what_speaks_of_a_model_that_sees_is_written_out_alone(tmp_path: Path, family: str) -> None:
+    save_seeing(tmp_path / "vl", family)
+    quantised, exact = both(tmp_path / "vl", tmp_path, partial(fp8_blocks, block=32), SMALL_FP8)
+    meant = logits(exact, dequantize=False)
+    assert np.array_equal(logits(quantised, dequantize=True), meant)
+    lost = np.abs(logits(tmp_path / "vl", dequantize=False) - meant).max()
+    assert lost > 1e-3 * np.abs(meant).max()
 
 
 LAYER = "model.layers.0.self_attn.q_proj"
