@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,15 @@ def _of_bytes(tokens: list[str], merges: list[str]) -> Tokenizer:
     )
     made.decoder = decoders.ByteLevel()
     return made
+
+
+def damaged(folder: Path, target: Path) -> Path:
+    """The same model with two tokens of its vocabulary changed for each other."""
+    shutil.copytree(folder, target)
+    path = target / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["▁t"], vocabulary["he"] = vocabulary["he"], vocabulary["▁t"]
+    path.write_text(json.dumps(content))
+    Tokenizer.from_file(str(path))
+    return target

@@ -27,13 +27,19 @@ AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 """The columns of a word's nibbles, low ones first, by llm-awq's packing code."""
 
 
-def rewritten(folder: Path, target: Path, convert: Callable[[str, torch.Tensor], Tensors]) -> Path:
-    """The same model with the matrices of its layers written otherwise."""
+def rewritten(
+    folder: Path,
+    target: Path,
+    convert: Callable[[str, torch.Tensor], Tensors],
+    *,
+    every: bool = False,
+) -> Path:
+    """The same model with the matrices of its layers, or every tensor, written otherwise."""
     shutil.copytree(folder, target)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(target / "model.safetensors").items():
         layer = tensor.ndim == 2 and ".layers." in name
-        tensors |= convert(name, tensor) if layer else {name: tensor.clone()}
+        tensors |= convert(name, tensor) if layer or every else {name: tensor.clone()}
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         target / "model.safetensors",

@@ -60,6 +60,28 @@ def save_experts(folder: Path, *, seed: int = 0) -> None:
     save_words(folder)
 
 
+def save_gpt_oss(folder: Path, *, seed: int = 0) -> None:
+    """A gpt-oss of one layer with four experts, and a tokenizer."""
+    import torch
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    torch.manual_seed(seed)
+    config = GptOssConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        initializer_range=0.2,
+    )
+    GptOssForCausalLM(config).save_pretrained(folder)
+    save_words(folder)
+
+
 def save_words(folder: Path) -> None:
     """A tokenizer of words such as ``<7>``."""
     from tokenizers import Tokenizer, models

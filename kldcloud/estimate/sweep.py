@@ -21,7 +21,12 @@ from kldcloud.estimate.files import has_folders, model_here
 from kldcloud.estimate.numbers import Rate, SweepEstimate
 from kldcloud.estimate.sizes import kld_bytes, stage_sizes, volumes
 from kldcloud.estimate.speed import calibrated
-from kldcloud.estimate.texts import planned_corpora, planned_imatrices, prepared_corpora
+from kldcloud.estimate.texts import (
+    check_tokenizers,
+    planned_corpora,
+    planned_imatrices,
+    prepared_corpora,
+)
 from kldcloud.pipeline.long_contexts import warn_of_long_contexts
 from kldcloud.pipeline.machines import this_node
 from kldcloud.pipeline.model_files import KldBase
@@ -71,6 +76,7 @@ def estimate_sweep(
         base = planned_base(job.base, how)
         corpora = planned_corpora(job, base, progress)
     candidates = planned_candidates(job, base)
+    check_tokenizers(job, progress)
     imatrices = planned_imatrices(job, base, progress)
     warn_of_long_contexts(
         {each.name: each.context for each in corpora},

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from kldcloud.corpus.chunks import check_length
 from kldcloud.errors import UserError
-from kldcloud.estimate.files import PlannedBase, PlannedCorpus, at_hand
+from kldcloud.estimate.files import PlannedBase, PlannedCorpus, at_hand, model_here
+from kldcloud.models.gguf_header import read_gguf_header
+from kldcloud.models.model_folder import read_model_folder
 from kldcloud.models.tokenizer import open_tokenizer
 from kldcloud.pipeline.corpora import KLD_CORPUS, ChunkedCorpus
-from kldcloud.pipeline.corpus_tokens import corpus_tokens
+from kldcloud.pipeline.corpus_tokens import check_same_tokens, corpus_tokens
+from kldcloud.pipeline.found import Found, about, may_cut_otherwise
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import HERE
 from kldcloud.spec.job import CorpusSpec, SweepJob
+from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.kld_file import read_kld_header
 
 BYTES_A_TOKEN: Final = 4
 """Of English text, where nothing can count: WikiText-2 has 4.3 with a vocabulary of 248K."""
+_COMPARED_CHARACTERS: Final = 1 << 18
+_COMPARED_LINES: Final = 64
+"""Of a text, that plans compare tokenizers by."""
 
 
 def prepared_corpora(
@@ -78,6 +87,57 @@ def planned_imatrices(
                 name, tokens, "stated", spec.chunks, spec.context, size, spec.text
             )
     return tuple(found.values())
+
+
+def check_tokenizers(job: SweepJob, progress: Progress) -> None:
+    """See that candidates cut the texts as the base does, as far as all of them are here.
+
+    A launch compares whole texts; this their beginnings, which takes a second.
+
+    Raises:
+        FormatError: one cuts a text differently; the first token that differs is named.
+        UserError: a text is not of its format.
+    """
+    base, *others = (_here("base", job.base.model), *_candidates_here(job))
+    if base is None or not _can_count(base.path):
+        return
+    distinct: dict[str, Found] = {}
+    for other in others:
+        if other is not None and _can_count(other.path) and may_cut_otherwise(base, other):
+            distinct.setdefault(other.tokenizer or str(other.path), other)
+    for spec in job.corpora if distinct else ():
+        if spec.text.scheme == "builtin" or at_hand(spec.text) is not None:
+            with about(f"corpus {spec.name}"):
+                _check_beginning(base, list(distinct.values()), spec, progress)
+
+
+def _candidates_here(job: SweepJob) -> Iterator[Found | None]:
+    return (_here(each.display_name, each.model) for each in job.candidates)
+
+
+def _here(name: str, uri: SourceUri | None) -> Found | None:
+    path = None if uri is None else model_here(uri)
+    if uri is None or path is None:
+        return None
+    header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
+    return Found(name, uri.filename, path, header)
+
+
+def _check_beginning(
+    base: Found, others: Sequence[Found], spec: CorpusSpec, progress: Progress
+) -> None:
+    text = HERE.read_text(spec.text, progress)
+    if spec.format == "chat":
+        text = "".join(islice(text.splitlines(keepends=True), _COMPARED_LINES))
+    else:
+        text = text[:_COMPARED_CHARACTERS]
+    with open_tokenizer(base.path) as tokenizer:
+        tokens = corpus_tokens(tokenizer, spec, text, progress)
+        template = tokenizer.chat_template() if spec.format == "chat" else ""
+    for other in others:
+        with open_tokenizer(other.path) as tokenizer:
+            found = corpus_tokens(tokenizer, spec, text, progress, template)
+            check_same_tokens(tokens, found, other.name, tokenizer)
 
 
 def _corpus_of_kld(job: SweepJob, path: Path) -> PlannedCorpus:

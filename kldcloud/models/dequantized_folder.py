@@ -16,7 +16,12 @@ import torch
 from safetensors import safe_open
 
 from kldcloud.errors import FormatError
-from kldcloud.models.dequantized_weights import awq_weight, fp8_weight, gptq_weight
+from kldcloud.models.dequantized_weights import (
+    awq_weight,
+    fp8_weight,
+    gptq_weight,
+    mxfp4_weight,
+)
 from kldcloud.models.folder_config import quantization_settings
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.safetensors_header import StoredTensor
@@ -27,8 +32,14 @@ _MATRIX: Final = 2
 _WORD: Final = 32
 _GPTQ_BITS: Final = (4, 8)
 _ZERO_OFFSETS: Final = {"gptq": 1, "gptq_v2": 0}
+_MXFP4_OCTETS: Final = 16
 _OF_ACTIVATIONS: Final = ("activation_scale", "input_scale")
 _INSTEAD: Final = "take another checkpoint, or leave engine.transformers.dequantize out"
+_AWQ_BITS: Final = 4
+_BITS: Final = ("bits", "w_bit")
+_GROUP_SIZES: Final = ("group_size", "q_group_size")
+_OF_SOME_LAYERS: Final = ("dynamic", "extra_config")
+"""Where packers say that some layers differ from the others."""
 
 Named = Iterator[tuple[str, torch.Tensor]]
 
@@ -102,6 +113,26 @@ class _Stored:
                 f"{name} is {tensor.dtype} {its}, not {' or '.join(dtypes)} {wanted}"
             )
         return tensor.shape
+
+    def check_stated(self, layer: str, *, bits: int, inputs: int, groups: int) -> None:
+        """See that a layer is packed as the settings say that all are."""
+        if any(self.settings.get(key) for key in _OF_SOME_LAYERS):
+            return
+        said, size = self._whole(_BITS), self._whole(_GROUP_SIZES)
+        if said not in (None, bits):
+            what = f"{layer}.qweight is packed in {bits} bits, and quantization_config says {said}"
+        elif size is not None and groups != (-(-inputs // size) if size > 0 else 1):
+            what = (
+                f"{layer}.scales has {groups} groups for {inputs} inputs, and "
+                f"quantization_config says group_size {size}"
+            )
+        else:
+            return
+        hint = "take the config.json that belongs to these weights"
+        raise FormatError(f"{self.folder.path}: {what}", hint=hint)
+
+    def _whole(self, keys: tuple[str, ...]) -> int | None:
+        return next((each for key in keys if type(each := self.settings.get(key)) is int), None)
 
     def refused(self, what: str) -> FormatError:
         return FormatError(f"{self.folder.path}: {what}", hint=_INSTEAD)
@@ -177,6 +208,7 @@ def _gptq_tensor(stored: _Stored, layer: str, zero_offset: int) -> torch.Tensor:
     inputs = rows * _WORD // bits if bits in _GPTQ_BITS else 0
     if not inputs or bits * outputs != _WORD * columns:
         raise stored.refused(f"{layer} is not packed in {' or '.join(map(str, _GPTQ_BITS))} bits")
+    stored.check_stated(layer, bits=bits, inputs=inputs, groups=groups)
     try:
         return gptq_weight(
             stored.read(f"{layer}.qweight"),
@@ -219,11 +251,35 @@ def _awq_tensor(stored: _Stored, layer: str) -> torch.Tensor:
     stored.expected(f"{layer}.qzeros", ("I32",), (groups, columns))
     if inputs % groups:
         raise stored.refused(f"{layer} has {inputs} inputs in {groups} groups of {outputs} outputs")
+    stored.check_stated(layer, bits=_AWQ_BITS, inputs=inputs, groups=groups)
     return awq_weight(
         stored.read(f"{layer}.qweight"),
         stored.read(f"{layer}.qzeros"),
         stored.read(f"{layer}.scales"),
     )
+
+
+def _read_mxfp4(stored: _Stored) -> Named:
+    for name in stored.tensors:
+        weight = name.removesuffix("_blocks")
+        if weight != name:
+            yield weight, _mxfp4_tensor(stored, weight).to(stored.dtype)
+        elif not name.endswith("_scales"):
+            yield name, stored.read(name)
+        elif f"{name.removesuffix('_scales')}_blocks" not in stored.tensors:
+            raise stored.refused(f"{name} belongs to no blocks of FP4")
+
+
+def _mxfp4_tensor(stored: _Stored, weight: str) -> torch.Tensor:
+    """[experts, inputs, outputs], as gpt-oss multiplies; stored with the inputs in groups."""
+    blocks, scales = f"{weight}_blocks", f"{weight}_scales"
+    shape = stored.expected(blocks, ("U8",), (None, None, None, _MXFP4_OCTETS))
+    stored.expected(scales, ("U8",), shape[:-1])
+    try:
+        found = mxfp4_weight(stored.read(blocks), stored.read(scales))
+    except ValueError as error:
+        raise stored.refused(f"{scales} {error}") from error
+    return found.transpose(1, 2).contiguous()
 
 
 def _unpacked_layers(
@@ -245,4 +301,5 @@ _READERS: Final[Mapping[str, Callable[[_Stored], Named]]] = {
     "awq": _read_awq,
     "fp8": _read_fp8,
     "gptq": _read_gptq,
+    "mxfp4": _read_mxfp4,
 }

@@ -9,6 +9,8 @@ Each value is a code times a scale, and its product is rounded once. The layouts
   stored less one, in `gptq_v2` as they are.
 - AWQ: AutoAWQ's GEMM. Both pack along the outputs, and the eight nibbles of a word hold columns
   0, 2, 4, 6, 1, 3, 5, 7.
+- MXFP4: OCP's Microscaling Formats 1.0, in gpt-oss's layout. 32 values share a power of two (E8M0),
+  each is a sign and three bits (E2M1), and of two in an octet the first is in the low bits.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ import torch
 
 _NIBBLE_OF_COLUMN: Final = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in an AWQ word a column's code is: the inverse of the order above."""
+_E2M1: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_E8M0_BIAS: Final = 127
+_E8M0_NAN: Final = 255
 
 
 def fp8_weight(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
@@ -85,6 +90,26 @@ def awq_weight(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor
     codes.sub_(_in_column_order(qzeros).float().unsqueeze(1))
     codes.mul_(scales.float().unsqueeze(1))
     return codes.view(inputs, -1).T.contiguous()
+
+
+def mxfp4_weight(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Dequantise MXFP4; exact in float32 and, for all but the extreme scales, in bfloat16.
+
+    Args:
+        blocks: uint8 [..., groups, 16].
+        scales: uint8 [..., groups].
+
+    Returns:
+        float32 [..., 32 * groups].
+
+    Raises:
+        ValueError: a scale is the code that stands for no number.
+    """
+    if bool((scales == _E8M0_NAN).any()):
+        raise ValueError("has a scale that is no number")
+    values = torch.tensor((*_E2M1, *(-each for each in _E2M1)))
+    found = torch.stack((values[(blocks & 15).int()], values[(blocks >> 4).int()]), -1).flatten(-2)
+    return torch.ldexp(found, scales.int().unsqueeze(-1) - _E8M0_BIAS).flatten(-2)
 
 
 def _unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:

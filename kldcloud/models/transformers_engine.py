@@ -31,7 +31,7 @@ from kldcloud.models.transformers_head import (
     own_logits,
     plain_head,
 )
-from kldcloud.models.transformers_load import MORE_MEMORY, OFFLOAD, load_transformers
+from kldcloud.models.transformers_load import MORE_MEMORY, OFFLOAD, in_a_line, load_transformers
 from kldcloud.models.transformers_offload import WORKSPACE
 from kldcloud.models.transformers_options import TransformersOptions
 from kldcloud.models.transformers_tokenizer import folder_vocabulary
@@ -225,7 +225,7 @@ class TransformersEngine:
         tokens = np.arange(_PROBE) * 997 % self._vocabulary.size
         with self._out_of_memory_named():
             own = self._own(tokens).float().cpu()
-            self._in_place_of_head = catcher()
+            self._in_place_of_head = catcher(self._head)
             self._model.set_output_embeddings(self._in_place_of_head)
             ours = torch.as_tensor(self._logits(self._states(tokens))).float().cpu()
         if not bool(own.isfinite().all()):
@@ -271,9 +271,10 @@ class TransformersEngine:
             ) from error
         except KldcloudError:
             raise
-        except (RuntimeError, ImportError, IndexError, ValueError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise EngineError(f"{self._path}: transformers failed on a chunk: {first}") from error
+        except Exception as error:
+            raise EngineError(
+                f"{self._path}: transformers failed on a chunk: {in_a_line(error)}"
+            ) from error
 
     def close(self) -> None:
         """Free the model's memory now rather than at the end of the process."""

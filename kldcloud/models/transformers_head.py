@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from kldcloud.staging.head import NOTHING_AFTER, AfterHead, OutputHead
@@ -13,18 +15,26 @@ if TYPE_CHECKING:
 
 TYPE_NAMES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """torch's dtypes as ggml calls them."""
+_FACTORS: Final = ("logit_scale", "lm_head_multiplier")
+_SCALING: Final = "logits_scaling"
+"""Divided by, except in models of these types: one multiplies by it, one divides states by it."""
+_SCALED_UP: Final = ("hyperclovax",)
+_SCALED_BEFORE: Final = ("minicpm3",)
+_CAPS: Final = ("final_logit_softcapping", "logits_soft_cap")
 _TILE_BYTES: Final = 256 << 20
 """Of one float32 tile of logits on a GPU: large enough for its products to run at full speed."""
 
 
-def catcher() -> Any:  # noqa: ANN401 - a class that needs torch
-    """A module that stands where the head was: it keeps its input, and makes next to nothing."""
+def catcher(head: Any) -> Any:  # noqa: ANN401 - a class that needs torch
+    """A module that stands where a head was: it keeps its input, and makes next to nothing."""
     import torch
 
     class Catcher(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.seen: list[torch.Tensor] = []
+            # Mamba gives its head what the head's weight is of.
+            self.weight = getattr(head, "weight", None)
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             self.seen.append(states)
@@ -41,19 +51,23 @@ def catcher() -> Any:  # noqa: ANN401 - a class that needs torch
 def after_head(config: Any) -> AfterHead:  # noqa: ANN401 - one class a family
     """What a model's configuration says of its logits.
 
-    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`; Gemma caps softly.
+    Cohere and Falcon-H1 multiply them, Granite divides by `logits_scaling`; Gemma caps softly.
     """
     text = config.get_text_config()
-    scale, divisor = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
-    cap = getattr(text, "final_logit_softcapping", None)
-    factor = 1.0
-    if isinstance(scale, int | float):
-        factor = float(scale)
-    elif isinstance(divisor, int | float) and divisor:
-        factor = 1 / float(divisor)
-    if factor == 1 and not cap:
+    factors = [*_FACTORS, *([_SCALING] if text.model_type in _SCALED_UP else [])]
+    factor = math.prod(_numbers(text, factors))
+    if text.model_type not in (*_SCALED_UP, *_SCALED_BEFORE):
+        factor /= math.prod(_numbers(text, [_SCALING]))
+    cap = next(iter(_numbers(text, _CAPS)), None)
+    if factor == 1 and cap is None:
         return NOTHING_AFTER
-    return AfterHead(factor, float(cap) if cap else None)
+    return AfterHead(factor, cap)
+
+
+def _numbers(config: Any, names: Iterable[str]) -> list[float]:  # noqa: ANN401
+    """What a configuration has by some names, other than zero."""
+    found = (getattr(config, name, None) for name in names)
+    return [float(each) for each in found if isinstance(each, int | float) and each]
 
 
 def is_plain(head: Any) -> bool:  # noqa: ANN401 - a module of torch

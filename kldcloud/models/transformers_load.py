@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from kldcloud.errors import EngineError, FormatError, KldcloudError
 from kldcloud.models.folder_bounds import check_no_layer_left_out, check_weight_count
 from kldcloud.models.folder_files import CONFIG
 from kldcloud.models.model_folder import ModelFolder
+from kldcloud.models.transformers_classes import maker_of
 from kldcloud.models.transformers_library import transformers
 from kldcloud.models.transformers_methods import check_method
 from kldcloud.models.transformers_offload import WORKSPACE, bring_head, offload_settings
 from kldcloud.models.transformers_options import TransformersOptions
-from kldcloud.models.transformers_recipes import recipe_config
+from kldcloud.models.transformers_recipes import check_recipe, recipe_config
 
 _BELONGS_TO_WEIGHTS: Final = (
     *("scale", "scale_inv", "scales", "zero_point", "qzeros", "absmax"),
@@ -65,35 +67,20 @@ def load_transformers(
         FormatError: tensors are missing, or there are some that the model would not use.
         UserError: the method by which it is quantised does not run here.
     """
-    library = transformers()
     import torch
 
     check_method(folder, options.device, dequantize=options.dequantize)
-    config = checked_config(folder)
-    settings: dict[str, Any] = {
-        "config": config,
-        "dtype": getattr(torch, options.dtype),
-        "attn_implementation": options.attention,
-        "use_safetensors": True,
-        "local_files_only": True,
-        "trust_remote_code": False,
-        "output_loading_info": True,
-        # Its own refusal says no name; `_check_complete` does.
-        "ignore_mismatched_sizes": True,
-    }
-    if options.recipe:
-        settings["quantization_config"] = recipe_config(options.recipe)
+    outline = outlined(folder)
+    settings = _settings(folder, outline, options)
     if options.device != "cpu":
         placed = {"device_map": options.device}
         spread = options.offload and offload_settings(folder, settings["dtype"], workspace)
         settings |= spread or placed
     try:
         if options.dequantize:
-            model, found = _from_dequantized(folder, settings)
+            model, found = _from_dequantized(folder, outline.model, settings)
         else:
-            model, found = library.AutoModelForCausalLM.from_pretrained(
-                str(folder.path), **settings
-            )
+            model, found = outline.maker.from_pretrained(str(folder.path), **settings)
     except KldcloudError:
         raise
     except torch.OutOfMemoryError as error:
@@ -112,6 +99,29 @@ def load_transformers(
     return model.eval()
 
 
+def _settings(
+    folder: ModelFolder, outline: Outline, options: TransformersOptions
+) -> dict[str, Any]:
+    """What `from_pretrained` is told on every device."""
+    import torch
+
+    settings: dict[str, Any] = {
+        "config": outline.config,
+        "dtype": getattr(torch, options.dtype),
+        "attn_implementation": options.attention,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+        # Its own refusal says no name; `_check_complete` does.
+        "ignore_mismatched_sizes": True,
+    }
+    if options.recipe:
+        check_recipe(folder.path, outline.model, options.recipe, options.device)
+        settings["quantization_config"] = recipe_config(options.recipe)
+    return settings
+
+
 def _is_partly_on(device: str, model: Any) -> bool:  # noqa: ANN401
     import torch
 
@@ -119,47 +129,63 @@ def _is_partly_on(device: str, model: Any) -> bool:  # noqa: ANN401
     return any(each.device.type == kind for each in model.parameters())
 
 
-def checked_config(folder: ModelFolder) -> Any:  # noqa: ANN401 - one class a family
-    """A folder's configuration, of which transformers makes a model as large as the files.
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A folder's model without its weights.
 
-    The model is made on a device without memory: a second, and no weight is read.
+    Attributes:
+        config: of the folder, with its family's defaults.
+        maker: what makes models of it, by `from_pretrained`.
+        model: one whose tensors have shapes, and no memory.
+    """
+
+    config: Any
+    maker: Any
+    model: Any
+
+
+def outlined(folder: ModelFolder) -> Outline:
+    """What transformers makes of a folder's configuration: a second, and no weight is read.
 
     Raises:
         EngineError: transformers knows no such model, or refuses what its config.json says.
         FormatError: its weights do not fit into the files.
+        UserError: it is no language model.
     """
-    library = transformers()
     import torch
 
     config = folder_config(folder)
-
+    maker = maker_of(folder, config)
     try:
         with torch.device("meta"):
-            model = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = maker.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise _not_loaded(folder, error) from error
     weights = sum(each.numel() for each in model.parameters())
     check_weight_count(folder.path / CONFIG, weights, folder.tensor_bytes)
-    return config
+    return Outline(config, maker, model)
 
 
-def _from_dequantized(folder: ModelFolder, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+def _from_dequantized(
+    folder: ModelFolder,
+    outline: Any,  # noqa: ANN401 - one class a family
+    settings: Mapping[str, Any],
+) -> tuple[Any, Any]:
     """The model with its weights written out, and transformers' word on which were used."""
-    library = transformers()
-    import torch
-
     from kldcloud.models.dequantized_folder import dequantized_tensors
 
-    config = settings["config"]
+    # Of what sees and speaks, such as Qwen 3.5, that may be the part that speaks.
+    config = outline.config
     for each in (config, config.get_text_config(decoder=True)):
         each.__dict__.pop("quantization_config", None)
-    with torch.device("meta"):
-        maker = type(library.AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     tensors = dequantized_tensors(folder, settings["dtype"])
-    model, found = maker.from_pretrained(None, state_dict=tensors, **settings)
-    for name in map(str, found.get("unexpected_keys", ())):
+    named = {**settings, "config": config, "state_dict": tensors}
+    model, found = type(outline).from_pretrained(None, **named)
+    unused = set(map(str, found.get("unexpected_keys", ())))
+    for name in sorted(unused):
+        layer, _, part = name.rpartition(".")
         # AutoGPTQ writes a bias for every layer: zeros where there was none.
-        if name.endswith(".bias") and bool(tensors[name].any()):
+        if part == "bias" and f"{layer}.weight" not in unused and bool(tensors[name].any()):
             raise FormatError(
                 f"{folder.path}: {name} is not zero, and the model has no such bias",
                 hint="take the config.json that belongs to these weights",
@@ -199,11 +225,9 @@ def _shape(sizes: Sequence[int]) -> str:
 
 
 def _not_loaded(folder: ModelFolder, error: Exception) -> EngineError:
-    hint = "check the folder, and the versions of torch and transformers"
-    if "attn_implementation" in str(error):
-        hint = "set engine.transformers.attention: eager"
     return EngineError(
-        f"{folder.path}: transformers could not load it: {in_a_line(error)}", hint=hint
+        f"{folder.path}: transformers could not load it: {in_a_line(error)}",
+        hint="check the folder, and the versions of torch and transformers",
     )
 
 

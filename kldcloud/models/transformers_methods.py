@@ -12,13 +12,16 @@ from kldcloud.models.folder_config import quantization_settings
 from kldcloud.models.model_folder import ModelFolder
 from kldcloud.models.transformers_library import cuda_device, transformers
 
-DEQUANTIZED: Final = ("awq", "fp8", "gptq")
+DEQUANTIZED: Final = ("awq", "fp8", "gptq", "mxfp4")
 """Methods whose weights `dequantized_folder` writes out if it is told to."""
 
-_ROUNDS_ACTIVATIONS: Final = ("fp8", "mxfp8")
-"""Methods whose products are of codes, which transformers leaves for their weights' alone without
-a word where there is no such GPU."""
-_LEAST_CAPABILITY: Final = (8, 9)
+_OF_CODES: Final[Mapping[str, tuple[str, tuple[int, int]]]] = {
+    "fp8": ("FP8", (8, 9)),
+    "mxfp4": ("FP4", (7, 5)),
+    "mxfp8": ("FP8", (8, 9)),
+}
+"""Methods whose products are of codes, on GPUs of this compute capability; transformers leaves them
+for their weights' alone, without a word, where there is none."""
 _OF_ONE_VERSION: Final = "kernels"
 """A package of which each version of transformers takes a few."""
 _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -27,6 +30,7 @@ _PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "compressed-tensors": ("compressed-tensors",),
     "fp8": ("kernels",),
     "gptq": ("gptqmodel", "optimum"),
+    "mxfp4": ("kernels", "triton"),
     "mxfp8": ("kernels",),
     "torchao": ("torchao",),
 }
@@ -51,10 +55,11 @@ def check_method(folder: ModelFolder, device: str, *, dequantize: bool) -> None:
         if method in DEQUANTIZED
         else ""
     )
-    if method in _ROUNDS_ACTIVATIONS and not _multiplies_fp8(device):
+    kind, least = _OF_CODES.get(method, ("", (0, 0)))
+    if kind and not _multiplies_codes(device, least):
         raise UserError(
-            f"{folder.path}: quant_method {method} multiplies in FP8, which needs a GPU of "
-            "compute capability 8.9",
+            f"{folder.path}: quant_method {method} multiplies in {kind}, which needs a GPU of "
+            f"compute capability {least[0]}.{least[1]}",
             hint=f"run it on one, or set {choice}" if choice else "run it on one",
         )
     missing = [each for each in _PACKAGES.get(method, ()) if not _is_there(each)]
@@ -91,12 +96,12 @@ def packages_of(method: str) -> str:
     return ", ".join(found)
 
 
-def _multiplies_fp8(device: str) -> bool:
+def _multiplies_codes(device: str, least: tuple[int, int]) -> bool:
     if device == "cpu":
         return False
     import torch
 
-    return not cuda_device() or torch.cuda.get_device_capability() >= _LEAST_CAPABILITY
+    return not cuda_device() or torch.cuda.get_device_capability() >= least
 
 
 def _is_there(package: str) -> bool:

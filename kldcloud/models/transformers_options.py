@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kldcloud.models.folder_config import of_language_model
+from kldcloud.models.transformers_classes import lacks_sdpa
 from kldcloud.models.transformers_library import (
     cpu_instructions,
     cuda_device,
@@ -101,9 +102,13 @@ def resolved_attention(asked: str, config: Mapping[str, Any]) -> str:
 
     Args:
         asked: sdpa or eager.
-        config: its config.json. Where that caps the logits of attention (Gemma 2), it is eager:
-            transformers' sdpa leaves the cap out, and says nothing (5.17.0).
+        config: its config.json. It is eager where transformers has no sdpa for such a model
+            (gpt-oss), and where the logits of attention are capped (Gemma 2): its sdpa leaves the
+            cap out, and says nothing (5.17.0).
+
+    Raises:
+        UserError: transformers is not installed.
     """
     said = of_language_model(config)
     default = said.get("model_type") in _CAP_BY_DEFAULT
-    return "eager" if said.get(_CAP, default) else asked
+    return "eager" if said.get(_CAP, default) or lacks_sdpa(config.get("model_type")) else asked

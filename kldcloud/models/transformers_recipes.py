@@ -7,6 +7,7 @@ head stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from kldcloud.errors import UserError
@@ -27,6 +28,73 @@ def recipe_config(name: str) -> Any:  # noqa: ANN401 - transformers' configurati
             f"{name} needs {recipe.library}, which is not installed",
             hint=f"pip install {recipe.library}",
         ) from error
+
+
+def check_recipe(
+    path: Path,
+    model: Any,  # noqa: ANN401 - a module of torch
+    name: str,
+    device: str,
+) -> None:
+    """See that a recipe takes all linear layers of a model.
+
+    Args:
+        path: of the model's folder.
+        model: it, or one of the same shapes that has no memory.
+        name: the recipe's.
+        device: cpu or cuda.
+
+    Raises:
+        UserError: one of them has a width that the library does not take.
+    """
+    recipe = RECIPES[name]
+    columns = recipe.group if recipe.whole_groups else 1
+    rows = recipe.block if recipe.block and device == "cpu" and _packs_for_bfloat16() else 1
+    for layer, (outputs, inputs) in linear_layers(model).items():
+        if inputs % columns or outputs % rows:
+            what = f"inputs by {columns}" if inputs % columns else f"outputs by {rows} on this CPU"
+            raise UserError(
+                f"{path}: {name} cannot quantise {layer}.weight ({outputs} x {inputs}): "
+                f"{recipe.library} divides {what}",
+                hint="take a recipe that takes any width: torchao-int8, torchao-fp8 or bnb-int8",
+            )
+
+
+def linear_layers(model: Any) -> dict[str, tuple[int, int]]:  # noqa: ANN401
+    """The layers whose weights recipes quantise, by name: outputs and inputs."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def quantised_share(model: Any) -> float:  # noqa: ANN401
+    """Of the matrices between embedding and head, how much of their weights recipes quantise."""
+    import torch
+
+    layers = [module for module in model.modules() if not isinstance(module, torch.nn.Embedding)]
+    head = model.get_output_embeddings()
+    matrices = {
+        id(each): each.numel()
+        for module in layers
+        if module is not head
+        for each in module.parameters(recurse=False)
+        if each.ndim > 1
+    }
+    linear = sum(outputs * inputs for outputs, inputs in linear_layers(model).values())
+    return linear / max(1, sum(map(int, matrices.values())))
+
+
+def _packs_for_bfloat16() -> bool:
+    try:
+        from bitsandbytes.functional import has_avx512bf16
+    except ImportError:  # what needs it says so
+        return False
+    return bool(has_avx512bf16())
 
 
 def recipe_library(name: str) -> str:

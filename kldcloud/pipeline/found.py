@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from kldcloud.errors import FormatError, UserError
 from kldcloud.models.folder_digest import tokenizer_sha256
@@ -14,7 +15,8 @@ from kldcloud.models.language_model import read_language_model
 from kldcloud.models.model_folder import ModelFolder, read_model_folder
 from kldcloud.models.tokenizer import open_tokenizer
 from kldcloud.models.trained_context import learned_positions
-from kldcloud.models.transformers_load import checked_config
+from kldcloud.models.transformers_load import outlined
+from kldcloud.models.transformers_recipes import check_recipe, quantised_share
 from kldcloud.pipeline.imatrices import FoundImatrix, find_imatrix
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import FETCHED_ANYWHERE, Sources
@@ -22,6 +24,8 @@ from kldcloud.spec.job import CandidateSpec, SweepJob
 from kldcloud.spec.recipes import RECIPES
 from kldcloud.spec.uri import SourceUri
 from kldcloud.staging.kld_file import KldHeader, read_kld_header
+
+_MOST_OF_IT: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,34 @@ def check_quants(job: SweepJob, *, folder: bool) -> None:
         )
 
 
+def check_recipes(job: SweepJob, base: Found, device: str, progress: Progress) -> None:
+    """See that a base's layers have widths that recipes take, before it is staged.
+
+    Args:
+        job: what is measured.
+        base: of which recipes make candidates, if it is a folder.
+        device: that they run on, cpu or cuda.
+        progress: for a warning where a recipe leaves much as it is.
+
+    Raises:
+        UserError: one has not.
+    """
+    specs = [each for each in job.candidates if each.quantize in RECIPES]
+    if not specs or not isinstance(base.header, ModelFolder):
+        return
+    model = outlined(base.header).model
+    share = quantised_share(model)
+    for spec in specs:
+        with about(f"candidate {spec.display_name}"):
+            check_recipe(base.path, model, str(spec.quantize), device)
+        if share < _MOST_OF_IT:
+            progress.warn(
+                f"candidate {spec.display_name}: recipes quantise linear layers, here "
+                f"{100 * share:.0f} % of the weights between embedding and head; experts and what "
+                "else lies in tensors of another kind stay as they are"
+            )
+
+
 def may_cut_otherwise(base: Found, other: Found) -> bool:
     """Whether two models' tokenizers have to be compared by what they make of the texts."""
     return not base.tokenizer or base.tokenizer != other.tokenizer
@@ -225,7 +257,7 @@ def check_architectures(models: Sequence[Found]) -> None:
     """
     for model in models:
         if isinstance(model.header, ModelFolder):
-            checked_config(model.header)
+            outlined(model.header)
 
 
 def check_positions(contexts: Mapping[str, int], models: Sequence[Found]) -> None:

@@ -19,6 +19,8 @@ from kldcloud.store.digest import sha256_bytes
 
 _MATRIX: Final = 2
 """Dimensions of what linear layers multiply by."""
+_EXPERTS: Final = ".experts."
+"""In the names of what transformers puts into one tensor a layer, and recipes leave as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,5 +199,6 @@ def recipe_bytes(folder: ModelFolder, recipe: Recipe) -> int:
         if len(tensor.shape) == _MATRIX
         and (head is None or tensor.name != head.tensor.name)
         and "embed" not in tensor.name
+        and _EXPERTS not in tensor.name
     )
     return int(folder.tensor_bytes - saved)

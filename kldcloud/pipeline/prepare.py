@@ -18,6 +18,7 @@ from kldcloud.pipeline.found import (
     check_architectures,
     check_positions,
     check_quants,
+    check_recipes,
     check_vocabularies,
     find_base,
     find_candidate,
@@ -37,6 +38,7 @@ from kldcloud.pipeline.model_files import (
     quantize_model,
     with_recipe,
 )
+from kldcloud.pipeline.options import torch_device
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import HERE, Sources
 from kldcloud.spec.engine import EngineOptions
@@ -94,7 +96,7 @@ def prepare(
         job: what is measured.
         progress: for the person at the terminal.
         sources: where this process finds what the job names.
-        engine: how importance matrices are computed; None for the job's own options.
+        engine: how models are evaluated; None for the job's own options.
 
     Raises:
         UserError: for what the job names and is not there, or not what it should be.
@@ -111,9 +113,11 @@ def prepare(
         if spec.imatrix is not None
     }
     check_quants(job, folder=isinstance(source.header, ModelFolder))
+    engine = engine or job.engine
+    if isinstance(source.header, ModelFolder):
+        check_recipes(job, source, torch_device(engine.transformers), progress)
     base, corpora = _make_base(job, source, found, progress, sources)
     warn_of_flattery(imatrices, {each.text_sha256: each.name for each in corpora}, progress)
-    engine = engine or job.engine
     candidates = tuple(
         _make_candidate(base, each, spec, imatrices.get(spec.display_name), engine, progress)
         for each, spec in zip(found, job.candidates, strict=True)

@@ -22,7 +22,7 @@ from kldcloud.report.markdown_tables import (
     pair_lines,
 )
 from kldcloud.report.reading import corpus_note, how_to_read, progress_note, run_warnings
-from kldcloud.report.rounding import MISSING, bits_figure, gib_figure
+from kldcloud.report.rounding import MISSING, bits_figure, size_figure
 from kldcloud.report.summary_shape import Base, Candidate, Summary
 from kldcloud.report.table import GIB, CorpusTable, TableRow, corpus_tables
 from kldcloud.report.training_text import HEADINGS, TEXT_SHOWN, look_rows, training_sentences
@@ -163,11 +163,10 @@ def _provenance(
 
 
 def _model(model: Base | Candidate) -> str:
-    size = gib_figure(None if model.bytes is None else model.bytes / GIB)
     bits = bits_figure(model.bits_per_weight)
     facts = [code_name(model.name)]
-    if size != MISSING:
-        facts.append(f"{size} GiB")
+    if model.bytes is not None:
+        facts.append(size_figure(model.bytes / GIB))
     if bits != MISSING:
         facts.append(f"{bits} bpw")
     return ", ".join(facts) + _digest(model.sha256)

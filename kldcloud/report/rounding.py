@@ -9,6 +9,10 @@ MISSING: Final = "-"
 KLD_DECIMALS: Final = 6  # what llama.cpp prints, so that columns compare by eye
 _WIDEST_PLAIN: Final = 1e6
 _WHOLE: Final = 99.5
+_LEAST_GIB: Final = 0.01
+"""Below it three decimals are one digit or none."""
+_KIB: Final = 1024
+_SMALL_UNITS: Final = ("MiB", "KiB", "B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,21 @@ def rounded_to_error(measured: Measured, *, most: int, without_error: int) -> st
 
 
 def gib_figure(gib: float | None) -> str:
-    """A size in GiB: two decimals, three below one."""
+    """A size in GiB: two decimals, three below one; of next to nothing in a unit that it names."""
     if gib is None:
         return MISSING
-    return _fixed(gib, 2 if gib >= 1 else 3)
+    return size_figure(gib) if gib < _LEAST_GIB else _fixed(gib, 2 if gib >= 1 else 3)
+
+
+def size_figure(gib: float) -> str:
+    """A size in GiB as `gib_figure` writes it, with its unit."""
+    if gib >= _LEAST_GIB:
+        return f"{gib_figure(gib)} GiB"
+    size, units = gib * _KIB, iter(_SMALL_UNITS)
+    unit = next(units)
+    while size < 1 and (smaller := next(units, None)):
+        size, unit = size * _KIB, smaller
+    return f"{size:.3g} {unit}" if size < _WHOLE else f"{size:.0f} {unit}"
 
 
 def bits_figure(bits_per_weight: float | None) -> str:

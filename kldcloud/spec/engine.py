@@ -24,13 +24,13 @@ class TransformersSpec(SpecModel):
         dtype: of weights and states. auto is what the checkpoint has on a GPU, and float32 on a
             CPU.
         device: auto takes a GPU where torch finds one.
-        attention: transformers' implementation; eager in any case where a model caps the logits of
-            its attention, which sdpa does not.
+        attention: transformers' implementation; eager in any case where it has no sdpa for a model,
+            or where a model caps the logits of its attention, which sdpa does not.
         head: float32 makes logits of the states that enter the output head, in float32; model
             takes them as the model returns them, rounded to its dtype.
         offload: let layers that a GPU has no room for wait in the machine's memory.
-        dequantize: write the weights of FP8, GPTQ and AWQ checkpoints out in dtype instead of
-            running them by their own kernels; activations are then not rounded. Models that are
+        dequantize: write the weights of FP8, MXFP4, GPTQ and AWQ checkpoints out in dtype instead
+            of running them by their own kernels; activations are then not rounded. Models that are
             quantised otherwise, or not, run as they do without it.
         round_activations: with dequantize, round what enters the layers of an FP8 checkpoint to
             FP8 as its kernels do.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kldcloud.errors import UserError
+from kldcloud.errors import FormatError, UserError
 from kldcloud.estimate import speed
 from kldcloud.estimate.sweep import SweepEstimate, estimate_sweep
 from kldcloud.models.model_folder import read_model_folder
@@ -19,7 +19,7 @@ from kldcloud.pipeline.prepare import prepare_base
 from kldcloud.spec.cluster import ClusterSpec
 from kldcloud.spec.job import SweepJob
 from kldcloud.spec.recipes import RECIPES
-from tests.model_folders import folder_of
+from tests.model_folders import damaged, folder_of
 from tests.pipeline.sweeps import TEXT, Notes, corpus, facts
 from tests.tiny_models import WIDTH, TinyPair, tiny_pair
 
@@ -98,6 +98,36 @@ def test_on_cpus_they_are_float32(base: Path, pair: TinyPair, cluster: ClusterSp
     plan = estimate(near(base, pair.candidate), cluster, encoding="hidden")
     assert plan.stages[0].rows_bytes == ROWS * WIDTH * 4
     assert plan.stages[0].head_bytes == VOCABULARY * WIDTH * 4 + CHUNKS * CONTEXT * 4
+
+
+@pytest.mark.parametrize("cluster", [GPUS, HOME], ids=["rented", "here"])
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_a_candidate_that_is_here_and_cuts_a_text_otherwise_is_refused(
+    base: Path, pair: TinyPair, tmp_path: Path, kind: str, cluster: ClusterSpec
+) -> None:
+    other = damaged(base, tmp_path / "other")
+    job = near(pair.base if kind == "gguf" else base, other)
+    with pytest.raises(
+        FormatError, match=r"corpus text: candidate other cuts the text differently: token"
+    ):
+        estimate(job, cluster)
+
+
+def test_conversations_are_rendered_by_the_bases_template_for_all(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    made = tiny_pair(tmp_path, vocabulary=VOCABULARY, bos=True, template=template)
+    folder = folder_of(made.base, tmp_path / "hf")
+    (folder / "tokenizer_config.json").write_text(
+        (folder / "tokenizer_config.json").read_text().replace("m.content", "m.role")
+    )
+    talk = tmp_path / "talk.jsonl"
+    said = {"messages": [{"role": "user", "content": "the other one is in the house " * 30}]}
+    talk.write_text(f"{json.dumps(said)}\n" * 20)
+    text = corpus(CONTEXT, CHUNKS, text=talk) | {"format": "chat"}
+    assert estimate(facts(made.base, [folder], [text])).corpora[0].chunks == CHUNKS
+    other = damaged(folder, tmp_path / "other")
+    with pytest.raises(FormatError, match="candidate other cuts the text differently"):
+        estimate(facts(made.base, [other], [text]))
 
 
 def test_a_gguf_base_beside_a_folder_takes_the_gpus_too(base: Path, pair: TinyPair) -> None:

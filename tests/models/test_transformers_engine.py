@@ -254,6 +254,17 @@ def test_a_context_that_a_model_has_no_positions_for_is_refused(tmp_path: Path, 
         evaluated(path, tokens(64))
 
 
+def test_whatever_a_model_raises_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load_engine(folder, 32, PLAIN)
+
+    def raises(*_: Any, **__: Any) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'x'\nat length")
+
+    monkeypatch.setattr(engine, "_model", raises)
+    with pytest.raises(EngineError, match=r"failed on a chunk: 'NoneType' .* 'x' at length"):
+        engine.evaluate(tokens(32))
+
+
 def test_a_tensor_that_is_not_there_is_never_made_up(tmp_path: Path, gguf: Path) -> None:
     folder = folder_of(gguf, tmp_path / "hf")
     tensors = load_file(folder / "model.safetensors")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
 
 from kldcloud.errors import FormatError, KldcloudError, UserError
 from kldcloud.pipeline.compare_runs import compare_runs
@@ -21,7 +20,7 @@ from kldcloud.report.reading import run_warnings
 from kldcloud.report.summary_file import parse_summary
 from kldcloud.report.summary_shape import Summary
 from kldcloud.store import open_store
-from tests.model_folders import folder_of
+from tests.model_folders import damaged, folder_of
 from tests.pipeline.sweeps import Notes, corpus, facts, result_bytes, sweep
 from tests.quantised_folders import configured, fp8_blocks, rewritten
 from tests.tiny_models import TinyPair, tiny_pair
@@ -214,18 +213,6 @@ def test_conversations_are_rendered_alike(tmp_path: Path) -> None:
     text = {**corpus(chunks=4, text=talk), "format": "chat"}
     summary = sweep(facts(pair.base, [folder], [text]), tmp_path / "store").summary
     assert means(summary)["hf"] > 1e-3
-
-
-def damaged(folder: Path, target: Path) -> Path:
-    """The same model with two tokens of its vocabulary changed for each other."""
-    shutil.copytree(folder, target)
-    path = target / "tokenizer.json"
-    content = json.loads(path.read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["▁t"], vocabulary["he"] = vocabulary["he"], vocabulary["▁t"]
-    path.write_text(json.dumps(content))
-    Tokenizer.from_file(str(path))
-    return target
 
 
 @pytest.mark.parametrize("kind", ["gguf", "folder"])

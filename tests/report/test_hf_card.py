@@ -134,7 +134,7 @@ def test_what_failed_has_no_metric_and_what_does_not_exist_is_left_out() -> None
     assert {each["args"]["candidate"] for each in metrics} == {"Q8_0", "Q4_K_M"}
     assert "standard_error" not in metrics[0]["args"]
     assert [each["type"] for each in metrics[3:]] == ["kl_divergence", "top_1_agreement"]
-    assert "| `Q2_K` | - | 0.000 | 2.00 | failed |" in section
+    assert "| `Q2_K` | - | 1 B | 2.00 | failed |" in section
 
 
 def test_a_run_without_results_has_no_card() -> None:

@@ -11,6 +11,7 @@ from kldcloud.report.rounding import (
     kld_figure,
     kld_with_error,
     rounded_to_error,
+    size_figure,
 )
 
 
@@ -61,4 +62,24 @@ def test_a_value_ends_at_the_second_digit_of_its_error(
 
 def test_sizes_keep_about_three_digits() -> None:
     assert [gib_figure(size) for size in (0.0982, 4.369, None)] == ["0.098", "4.37", "-"]
+    assert [size_figure(size) for size in (0.0982, 4.369)] == ["0.098 GiB", "4.37 GiB"]
+
+
+@pytest.mark.parametrize(
+    ("octets", "shown"),
+    [
+        (10_800_000, "0.010"),
+        (10_700_000, "10.2 MiB"),
+        (1_600_000, "1.53 MiB"),
+        (1 << 20, "1 MiB"),
+        ((1 << 20) - 1, "1024 KiB"),
+        (319_488, "312 KiB"),
+        (2_000, "1.95 KiB"),
+        (1_000, "1000 B"),
+        (0, "0 B"),
+    ],
+)
+def test_a_small_size_is_in_a_unit_that_it_names(octets: int, shown: str) -> None:
+    assert gib_figure(octets / 2**30) == shown
+    assert size_figure(octets / 2**30) == (shown if "B" in shown else f"{shown} GiB")
     assert [bits_figure(bits) for bits in (4.8371, None)] == ["4.84", "-"]

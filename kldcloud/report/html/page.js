@@ -27,8 +27,11 @@
 
   // Tables
 
+  // In a column of GiB, what is next to nothing has a unit of its own.
+  const inGib = { MiB: 1024, KiB: 1024 ** 2, B: 1024 ** 3 };
   const figure = (cell) => {
-    const number = Number.parseFloat(cell.textContent.replaceAll(",", ""));
+    const text = cell.textContent.replaceAll(",", "");
+    const number = Number.parseFloat(text) / (inGib[text.split(" ")[1]] ?? 1);
     return Number.isNaN(number) ? null : number;
   };
   const compareNames = new Intl.Collator("en", { numeric: true }).compare;

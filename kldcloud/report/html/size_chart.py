@@ -33,9 +33,9 @@ from kldcloud.report.html.size_points import Metric, SizePlot, SizePoint
 from kldcloud.report.rounding import (
     Measured,
     bits_figure,
-    gib_figure,
     kld_figure,
     kld_with_error,
+    size_figure,
 )
 from kldcloud.report.table import GIB
 
@@ -135,7 +135,7 @@ def describe(plot: SizePlot) -> str:
 
 def _spoken(point: SizePoint) -> str:
     name = printable(point.name, limit=60)
-    return f"{name} ({gib_figure(point.bytes / GIB)} GiB, {kld_figure(point.kld)} nats)"
+    return f"{name} ({size_figure(point.bytes / GIB)}, {kld_figure(point.kld)} nats)"
 
 
 def _unit(plot: SizePlot) -> tuple[str, float]:
@@ -164,7 +164,7 @@ def _axes(plot: SizePlot, layout: Layout, unit_bytes: float) -> SizeAxes:
 def _row(point: SizePoint, axes: SizeAxes, unit_bytes: float) -> dict[str, Any]:
     low, high = point.interval95 or (None, None)
     name = printable(point.name, limit=_NAME_TOLD)
-    size = f"{gib_figure(point.bytes / GIB)} GiB"
+    size = f"{size_figure(point.bytes / GIB)}"
     kld = kld_with_error(Measured(point.kld, point.error))
     kind = ON if point.on_frontier else OFF
     return {

@@ -10,9 +10,9 @@ from kldcloud.report.html.size_points import size_plot
 from kldcloud.report.rounding import (
     MISSING,
     Measured,
-    gib_figure,
     kld_with_error,
     rounded_to_error,
+    size_figure,
 )
 from kldcloud.report.summary_shape import Comparison, Corpus, Estimate, Pair, Summary
 from kldcloud.report.table import GIB
@@ -84,7 +84,7 @@ def _lead(summary: Summary, corpus: Corpus, comparison: Comparison | None) -> It
     figure = f"mean KLD {kld_with_error(_measured(known[best]))} nats a token"
     size = next(each.bytes for each in summary.candidates if each.name == best)
     if size is not None:
-        figure += f", {gib_figure(size / GIB)} GiB"
+        figure += f", {size_figure(size / GIB)}"
     others = _may_be_first(comparison, best)
     yield joined(
         [

@@ -207,6 +207,17 @@ def test_a_heading_sorts_its_table_and_says_which_way(chromium: Browser, page: s
     assert names(chromium)[:3] == ["IQ4_XS", "Q2_K", "Q4_K_M"]
 
 
+def test_sizes_sort_by_what_they_are_whatever_their_unit(chromium: Browser) -> None:
+    shape = realistic_dict()
+    sizes = [600_000, 1 << 29, 9_000_000, 900, *(1 << 30 for _ in shape["candidates"][4:])]
+    for each, size in zip(shape["candidates"], sizes, strict=True):
+        each["bytes"] = size
+    chromium.show(render_html(as_summary(shape), realistic_profiles(), realistic_worst()))
+    chromium.click(f"{heading(0, 3)} button")
+    order = [each["name"] for each in shape["candidates"]]
+    assert names(chromium)[:4] == [order[at] for at in (3, 0, 2, 1)]
+
+
 def test_headings_sort_from_the_keyboard(chromium: Browser, page: str) -> None:
     chromium.show(page)
     chromium.one(f"{heading(0, 3)} button").send_keys("\ue007")
