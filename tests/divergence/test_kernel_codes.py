@@ -144,6 +144,44 @@ def test_numba_and_numpy_say_the_same_of_codes() -> None:
         np.testing.assert_array_equal(fast.llama_top_base, tops[:, 2])
 
 
+def tail_as_one(base: np.ndarray, candidate: np.ndarray) -> dict[str, np.ndarray]:
+    """Divergences in float64 with all entries of code 0 taken as one, by logarithms alone."""
+    codes = encode_kld_rows(base)[:, 4 : 4 + base.shape[1]]
+    kept: dict[str, np.ndarray] = {}
+    sides = [each.astype(np.float64) for each in (base, candidate)]
+    sides = [each - np.logaddexp.reduce(each, axis=1, keepdims=True) for each in sides]
+    tails = [np.logaddexp.reduce(np.where(codes, -np.inf, each), axis=1) for each in sides]
+    for name, (p, q), (tail_p, tail_q) in (
+        ("kld", sides, tails),
+        ("reverse_kld", sides[::-1], tails[::-1]),
+    ):
+        kept[name] = np.where(codes, np.exp(p) * (p - q), 0).sum(axis=1)
+        kept[name] += np.exp(tail_p) * (tail_p - tail_q)
+    return kept
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("shift", [-1000.0, -120.0, 5.0, 36.0, 60.0, 120.0, 1e4])
+def test_a_candidate_that_moves_the_tail_is_measured_however_far(shift: float, numba: bool) -> None:
+    base = base_logits(12, 3001, seed=3)
+    tokens = next_tokens(base)
+    codes = encode(base, tokens)
+    tail = codes.words[:, 4 : 4 + 3001] == 0
+    candidate = np.where(tail, base + np.float32(shift), base)
+    truth = tail_as_one(base, candidate)
+    if numba:
+        found = token_statistics(codes, candidate, tokens)
+        kld, reverse, nll = found.kld, found.reverse_kld, found.nll
+    else:
+        out, tops = np.empty((12, 8)), np.empty((12, 3), np.int32)
+        row_numpy.statistics_of_rows(codes, candidate, tokens, 0, 12, out, tops, llama=False)
+        kld, reverse, nll = out[:, 0], out[:, 1], out[:, 2]
+    np.testing.assert_allclose(kld, truth["kld"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(reverse, truth["reverse_kld"], rtol=1e-4, atol=1e-7)
+    full = float64_token_statistics(base, candidate, tokens)
+    np.testing.assert_allclose(nll, full["nll"], rtol=1e-7, atol=1.5e-6)
+
+
 def test_rows_of_equal_logits_are_uniform() -> None:
     base = np.full((2, 700), 4.5, np.float32)
     candidate = np.linspace(0, 3, 1400, dtype=np.float32).reshape(2, 700)
