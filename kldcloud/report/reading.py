@@ -37,6 +37,8 @@ def how_to_read(summary: Summary, *, naive_error: bool = True) -> str:
         )
     if any(result.kld.mean.error is None for result in results):
         sentences.append("No ± where too few chunks give no error.")
+    if any(result.same_top.error == 0 for result in results):
+        sentences.append("No ± where all positions agree, which is no certainty for others.")
     if any(result.kld.quantiles == "histogram" for result in results):
         sentences.append("Quantiles come from a histogram, to 0.1 %.")
     return " ".join(sentences)
