@@ -122,11 +122,14 @@ def _from_codes(base: CodeRows, part: slice, x: F4, tokens: npt.NDArray[np.int32
     out[:, 3] = -target
     out[:, 4] = -(1 - tail) * np.where(kept, p * conditional_p, 0).sum(axis=1)
     out[:, 4] -= np.where(tail > 0, tail * np.log(tail), 0) + (1 - tail) * np.log1p(-tail)
-    if base.extras is not None:
-        out[:, 0] += _binary(tail, log_share, log_rest)
-        out[:, 1] += np.where(
-            (tail > 0) | (share == 0), _binary(share, np.log(tail), np.log1p(-tail)), 0
-        )
+    between, told = tail, tail >= 0
+    if base.extras is None:
+        # See `codes_numba`: the mass nearest to the candidate's that the codes leave room for.
+        between = (~kept).sum(axis=1) * np.exp(low.astype(np.float64) + scale / 2)
+        told = share > between
+    out[:, 0] += np.where(told, _binary(between, log_share, log_rest), 0)
+    back = _binary(share, np.log(between), np.log1p(-between))
+    out[:, 1] += np.where(told & ((between > 0) | (share == 0)), back, 0)
 
 
 def _binary(t: F8, log_q: F8, log_rest: F8) -> F8:

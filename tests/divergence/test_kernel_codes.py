@@ -122,6 +122,25 @@ def test_a_llama_file_alone_gives_the_divergence_of_what_it_keeps() -> None:
     np.testing.assert_allclose(found.nll_base[codes], truth["nll_base"][codes], atol=2e-4)
 
 
+@pytest.mark.parametrize("shift", [8.0, 20.0, 60.0, 1e4])
+def test_of_a_llama_file_mass_that_a_candidate_moves_to_the_tail_is_counted(shift: float) -> None:
+    base = base_logits(12, 3001, seed=3)
+    tokens = next_tokens(base)
+    bare = CodeRows(encode_kld_rows(base), 3001)
+    candidate = np.where(bare.words[:, 4 : 4 + 3001] == 0, base + np.float32(shift), base)
+    found = token_statistics(bare, candidate, tokens)
+    out, tops = np.empty((12, 8)), np.empty((12, 3), np.int32)
+    row_numpy.statistics_of_rows(bare, candidate, tokens, 0, 12, out, tops, llama=False)
+    truth = tail_as_one(base, candidate)
+    for kld, reverse in ((found.kld, found.reverse_kld), (out[:, 0], out[:, 1])):
+        # The file has no more than a bound of the base's own mass there.
+        assert (kld <= truth["kld"] + 1e-6).all()
+        np.testing.assert_allclose(kld, truth["kld"], rtol=5e-2, atol=5e-3)
+        assert (reverse <= truth["reverse_kld"] * (1 + 1e-4) + 1e-6).all()
+    np.testing.assert_allclose(found.kld, out[:, 0], rtol=1e-5, atol=2e-8)
+    np.testing.assert_allclose(found.reverse_kld, out[:, 1], rtol=1e-5, atol=2e-8)
+
+
 def test_numba_and_numpy_say_the_same_of_codes() -> None:
     base = base_logits(24, 3001)
     base[5] = -1  # equal logits
