@@ -7,6 +7,9 @@ count as one: the chain rule of the divergence then needs only their total under
 
 with T and Q the tail's mass under base and candidate. What this leaves out, T times the divergence
 inside the tail, makes it a lower bound; T is around 1e-3.
+
+Of a llama.cpp file T is known badly, and between the two masses only what any T allows is counted:
+nothing, unless the candidate has more on the tail than the codes leave room for.
 """
 
 from __future__ import annotations
@@ -36,6 +39,13 @@ f8 = np.float64  # not float(): to numba that of a float32 is a float32
 
 CERTAIN = 0.999
 """Entries that weigh less together than this much of the largest packed one hold no larger one."""
+NEARLY_ALL = 0.99
+"""A candidate's share of the tail above which the rest comes from a sum, for one minus the share
+has too few digits."""
+NEXT_TO_NOTHING = 2.0**-80
+"""A candidate's mass on the tail, relative to q at the base's top, that float32 may not hold."""
+FELT_TAIL = 1e-12
+"""A base's mass on the tail below which no candidate's says anything."""
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -127,43 +137,76 @@ def codes_row(x, row, token, tail, target, has_extras, packed_x, packed_c, out):
     if not has_extras:
         tail = _tail_of_file(p * math.exp(kept_log), low, n - kept)
         target = f8(scale) * f8(c[token]) + f8(low)
-    if broken or too_broken(ratio_min, f, r, x_max, c0):
-        _codes_row_in_double(x, c, scale, token, x_max, tail, target, has_extras, out)
+    vanishing = has_extras and tail > FELT_TAIL and q_rest < NEXT_TO_NOTHING
+    if broken or vanishing or too_broken(ratio_min, f, r, x_max, c0):
+        _codes_row_in_double(x, c, scale, low, token, tail, target, has_extras, out)
         return top, base_top, kept, UNKNOWN
     s *= LN2_64
     eps = (f + s) / p
-    q = p * (1.0 + eps) + q_rest
+    q_kept = p * (1.0 + eps)
+    q = q_kept + q_rest
     share = q_rest / q
     kept_kld = f / p - (eps - math.log1p(eps))
     kept_reverse = (r / p + eps) / (1.0 + eps) - math.log1p(eps)
     kept_entropy = math.log(p) - LN2_64 * e / p
-    _join(kept_kld, kept_reverse, kept_entropy, tail, share, has_extras, out)
+    log_share = math.log(share) if share > 0.0 else -math.inf
+    log_rest = math.log(q_kept / q)
+    between = tail if has_extras else _least_between(share, low, scale, n - kept)
+    _join(
+        kept_kld, kept_reverse, kept_entropy,
+        tail, between, share, log_share, log_rest, out,
+    )  # fmt: skip
     out[2] = (f8(c0) - f8(x[token]) * LOG2E_OF_F4) * LN2_64 + math.log(q)
     out[3] = -target
     return top, base_top, kept, q_rest * unit if unit > 0.0 else UNKNOWN
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _join(kept, kept_reverse, kept_entropy, tail, share, has_extras, out):
-    """Chain rule over {kept, tail}: fills KLD, reverse KLD and entropy."""
+def _join(kept, kept_reverse, kept_entropy, tail, between, share, log_share, log_rest, out):
+    """Chain rule over {kept, tail}: fills KLD, reverse KLD and entropy.
+
+    Args:
+        kept: KLD among the entries with a code above 0.
+        kept_reverse: their reverse KLD.
+        kept_entropy: their entropy under the base.
+        tail: the base's mass on code 0.
+        between: the same for the divergence between tail and rest; negative leaves that out.
+        share: the candidate's.
+        log_share: its logarithm; -inf where there is none.
+        log_rest: the logarithm of the candidate's mass on the others.
+        out: float64 [5].
+    """
     out[0] = (1.0 - tail) * kept
     out[1] = (1.0 - share) * kept_reverse
     out[4] = (1.0 - tail) * kept_entropy
     if tail > 0.0:
         out[4] -= tail * math.log(tail) + (1.0 - tail) * math.log1p(-tail)
-    # A llama.cpp file gives the tail only as a small difference of rounded numbers: between the
-    # two masses it would say more about the rounding than about the candidate.
-    if has_extras and tail < 1.0:
-        if share > 0.0 or tail == 0.0:
-            out[0] += binary_divergence(tail, share)
-        if tail > 0.0 or share == 0.0:
-            out[1] += binary_divergence(share, tail)
+    if 0.0 <= between < 1.0:
+        if 0.0 < share < NEARLY_ALL or between == 0.0:
+            out[0] += binary_divergence(between, share)
+        elif log_share > -math.inf:
+            out[0] += between * (math.log(between) - log_share)
+            out[0] += (1.0 - between) * (math.log1p(-between) - log_rest)
+        if between > 0.0 or share == 0.0:
+            out[1] += binary_divergence(share, between)
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def _tail_of_file(kept_mass, low, zeros):
     """The base's mass on code 0 as a .kld row tells it: what the kept codes leave, if plausible."""
     return min(max(1.0 - kept_mass, 0.0), zeros * math.exp(f8(low)))
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _least_between(share, low, scale, zeros):
+    """The base's mass on code 0, of all that a .kld row allows, that is nearest to the candidate's.
+
+    The row gives it only as a small difference of rounded numbers, which would say more about the
+    rounding than about the candidate. But no entry of code 0 has more than half a step above the
+    lowest code. Negative where the candidate's own mass is allowed.
+    """
+    most = zeros * math.exp(f8(low) + f8(scale) / 2)
+    return most if share > most else -1.0
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -193,28 +236,46 @@ def _flat_row(x, token, target, has_extras, out):
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _codes_row_in_double(x, c, scale, token, x_max, tail, target, has_extras, out):
-    """The textbook sums in float64, for candidates too broken for the float32 pass."""
-    p_sum = q_kept = q_tail = 0.0
+def _codes_row_in_double(x, c, scale, low, token, tail, target, has_extras, out):
+    """The textbook sums in float64, for candidates too broken for the float32 pass.
+
+    Kept entries and tail each have an anchor of their own: either may lie so far below the other
+    that its exponentials vanish, and its logarithm counts all the same.
+    """
+    kept_max = tail_max = -math.inf
     for i in range(x.shape[0]):
-        q = math.exp(f8(x[i]) - f8(x_max))
         if c[i] > 0:
-            p_sum += math.exp(f8(scale) * (f8(c[i]) - 65535.0))
-            q_kept += q
+            kept_max = max(kept_max, f8(x[i]))
         else:
-            q_tail += q
+            tail_max = max(tail_max, f8(x[i]))
+    p_sum = q_kept = q_tail = 0.0
+    count = 0
+    for i in range(x.shape[0]):
+        if c[i] > 0:
+            count += 1
+            p_sum += math.exp(f8(scale) * (f8(c[i]) - 65535.0))
+            q_kept += math.exp(f8(x[i]) - kept_max)
+        else:
+            q_tail += math.exp(f8(x[i]) - tail_max)
     log_p = math.log(p_sum)
-    log_q = math.log(q_kept) if q_kept > 0.0 else -1e300
+    log_kept = kept_max + math.log(q_kept)
+    log_tail = tail_max + math.log(q_tail) if q_tail > 0.0 else -math.inf
+    high = max(log_kept, log_tail)
+    log_q = high + math.log(math.exp(log_kept - high) + math.exp(log_tail - high))
     kept = reverse = entropy = 0.0
     for i in range(x.shape[0]):
         if c[i] > 0:
             lp = f8(scale) * (f8(c[i]) - 65535.0) - log_p
-            lq = f8(x[i]) - f8(x_max) - log_q
+            lq = f8(x[i]) - log_kept
             p = math.exp(lp)
             kept += p * (lp - lq)
             reverse += math.exp(lq) * (lq - lp)
             entropy -= p * lp
-    share = q_tail / (q_kept + q_tail)
-    _join(kept, reverse, entropy, tail, share, has_extras, out)
-    out[2] = f8(x_max) + math.log(q_kept + q_tail) - f8(x[token])
+    share = math.exp(log_tail - log_q)
+    between = tail if has_extras else _least_between(share, low, scale, x.shape[0] - count)
+    _join(
+        kept, reverse, entropy,
+        tail, between, share, log_tail - log_q, log_kept - log_q, out,
+    )  # fmt: skip
+    out[2] = log_q - f8(x[token])
     out[3] = -target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from kldcloud.divergence.records import Floats
 from kldcloud.divergence.skewness import bounds, skewness
 
 _CONFIDENCE = 0.95
+_FEW = 30
+"""Positions of the rarer kind: fewer say too little about how they scatter over chunks, and none
+say nothing. Of 1 in 1000, intervals of 16 chunks of 255 covered 90 % without the binomial ones,
+those of 7 chunks 82 %; where none was seen, they had no width at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Means:
         self._index = index
         self._mean = total.mean
         self.comoment = total.comoment
-        n = total.count
+        n = self._count = total.count
         self._naive = (
             total.comoment / (n - 1) / n if n > 1 else np.full_like(total.comoment, np.nan)
         )
@@ -98,6 +102,22 @@ class Means:
     def mean(self, name: str, *, low: float = -math.inf, high: float = math.inf) -> Estimate:
         """A variable's mean; its interval ends where the variable's range does."""
         return self.estimate(self[name], {name: 1.0}, low=low, high=high)
+
+    def share(self, name: str) -> Estimate:
+        """The share of positions with a flag.
+
+        Where few positions differ from the others, its interval is no narrower than that of Clopper
+        and Pearson ("The use of confidence or fiducial limits illustrated in the case of the
+        binomial", Biometrika 26, 1934) would be if positions were independent.
+        """
+        found = self.mean(name, low=0.0, high=1.0)
+        flagged = round(found.value * self._count)
+        if found.interval95 is None or min(flagged, self._count - flagged) >= _FEW:
+            return found
+        level = self._level or 1 - _CONFIDENCE
+        least, most = _binomial(flagged, self._count, level)
+        wider = Interval(min(found.interval95.low, least), max(found.interval95.high, most))
+        return replace(found, interval95=wider)
 
     def estimate(
         self,
@@ -153,6 +173,16 @@ def exponential(logarithm: Estimate) -> Estimate:
         None if logarithm.error is None else value * logarithm.error,
         interval and Interval(exp(interval.low), exp(interval.high)),
     )
+
+
+def _binomial(flagged: int, count: int, level: float) -> tuple[float, float]:
+    """Both ends of Clopper and Pearson's interval of a share."""
+    from scipy.special import betaincinv
+
+    rest = count - flagged
+    least = float(betaincinv(flagged, rest + 1, level / 2)) if flagged else 0.0
+    most = float(betaincinv(flagged + 1, rest, 1 - level / 2)) if rest else 1.0
+    return least, most
 
 
 def _student_t(degrees: int) -> float:

@@ -78,6 +78,8 @@ LOWEST_RATIO = f4(-120.0)
 """log2 of the smallest q/p that is told apart; beyond it float32 exponents run out."""
 HIGHEST_RATIO = 25.0
 """log2 of the largest q (relative to q at the base's top) that the float32 pass can hold."""
+WEIGHTLESS_RATIO = f4(50.0)
+"""log2 of q/p up to which q is too small, where p counts as 2^-100, for p itself to matter."""
 
 STATISTICS = 5
 """Columns of the kernels' float64 output: KLD, reverse KLD, NLL, base NLL, base entropy."""
@@ -111,7 +113,7 @@ def entry_terms(x, t, c0):
 @njit(nogil=True, error_model="numpy", cache=True)
 def _logits_block(x, b, c0, b0):
     """Sums over one block: candidate logits x, base logits b, anchors c0 and b0 (log2 units)."""
-    p_sum = s_sum = f_sum = e_sum = r_sum = ratio_min = ZERO
+    p_sum = s_sum = f_sum = e_sum = r_sum = ratio_min = ratio_max = ZERO
     x_max = x[0]
     for i in range(x.shape[0]):
         t = max32(fused32(b[i], LOG2E, -b0), LOWEST_BASE)
@@ -122,8 +124,9 @@ def _logits_block(x, b, c0, b0):
         e_sum = multiply_add32(e_sum, p, t)
         r_sum = multiply_add32(r_sum, p, r)
         ratio_min = min32(ratio_min, ratio)
+        ratio_max = max32(ratio_max, ratio)
         x_max = max32(x_max, x[i])
-    return p_sum, s_sum, f_sum, e_sum, r_sum, ratio_min, x_max
+    return p_sum, s_sum, f_sum, e_sum, r_sum, ratio_min, ratio_max, x_max
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -135,6 +138,19 @@ def too_broken(ratio_min, f, r, x_max, c0):
         or not math.isfinite(r)
         or not f8(x_max) * LOG2E_OF_F4 - f8(c0) <= HIGHEST_RATIO
     )
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _far_below_has_weight(x, b, c0, b0):
+    """Whether the candidate believes in a token that the base puts below LOWEST_BASE.
+
+    The reverse divergence is then about how far below.
+    """
+    for i in range(x.shape[0]):
+        ratio = fused32(x[i], LOG2E, -c0) - LOWEST_BASE
+        if ratio > WEIGHTLESS_RATIO and fused32(b[i], LOG2E, -b0) < LOWEST_BASE:
+            return True
+    return False
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -207,7 +223,7 @@ def logits_row(x, b, token, out):
     c0 = x[base_top] * LOG2E
     b0 = b[base_top] * LOG2E
     p = s = f = e = r = 0.0
-    ratio_min = ZERO
+    ratio_min = ratio_max = ZERO
     x_max = x[0]
     start = 0
     for at in range(0, n, BLOCK):
@@ -218,10 +234,13 @@ def logits_row(x, b, token, out):
         e += sums[3]
         r += sums[4]
         ratio_min = min32(ratio_min, sums[5])
-        if sums[6] > x_max:
-            x_max = sums[6]
+        ratio_max = max32(ratio_max, sums[6])
+        if sums[7] > x_max:
+            x_max = sums[7]
             start = at
     broken = too_broken(ratio_min, f, r, x_max, c0)
+    if not broken and ratio_max > WEIGHTLESS_RATIO:
+        broken = _far_below_has_weight(x, b, c0, b0)
     if broken and not all_finite(x):
         return -1, base_top
     top = start

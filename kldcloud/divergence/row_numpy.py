@@ -112,24 +112,39 @@ def _from_codes(base: CodeRows, part: slice, x: F4, tokens: npt.NDArray[np.int32
     lq = _log_softmax(x)
     q = np.exp(lq)
     share = np.where(kept, 0, q).sum(axis=1)
-    q_kept = np.where(kept, q, 0).sum(axis=1)
+    log_share, log_rest = _log_sum(lq, ~kept), _log_sum(lq, kept)
     p /= mass[:, None]
     conditional_p = lp - np.log(mass)[:, None]
-    difference = np.where(kept, conditional_p - (lq - np.log(q_kept)[:, None]), 0)
+    difference = np.where(kept, conditional_p - (lq - log_rest[:, None]), 0)
     out[:, 0] = (1 - tail) * (p * difference).sum(axis=1)
     out[:, 1] = -(np.where(kept, q, 0) * difference).sum(axis=1)
     out[:, 2] = -_pick(lq, tokens)
     out[:, 3] = -target
     out[:, 4] = -(1 - tail) * np.where(kept, p * conditional_p, 0).sum(axis=1)
     out[:, 4] -= np.where(tail > 0, tail * np.log(tail), 0) + (1 - tail) * np.log1p(-tail)
-    if base.extras is not None:
-        out[:, 0] += np.where((share > 0) | (tail == 0), _binary(tail, share), 0)
-        out[:, 1] += np.where((tail > 0) | (share == 0), _binary(share, tail), 0)
+    between, told = tail, tail >= 0
+    if base.extras is None:
+        # See `codes_numba`: the mass nearest to the candidate's that the codes leave room for.
+        between = (~kept).sum(axis=1) * np.exp(low.astype(np.float64) + scale / 2)
+        told = share > between
+    out[:, 0] += np.where(told, _binary(between, log_share, log_rest), 0)
+    back = _binary(share, np.log(between), np.log1p(-between))
+    out[:, 1] += np.where(told & ((between > 0) | (share == 0)), back, 0)
 
 
-def _binary(t: F8, q: F8) -> F8:
-    rest = np.where(t < 1, (1 - t) * (np.log1p(-t) - np.log1p(-q)), 0)
-    return np.where(t > 0, t * np.log(t / q), 0) + rest
+def _binary(t: F8, log_q: F8, log_rest: F8) -> F8:
+    """Divergence of tails, t ln(t/q) + (1-t) ln((1-t)/(1-q)), of logarithms of q and of 1-q."""
+    rest = np.where(t < 1, (1 - t) * (np.log1p(-t) - log_rest), 0)
+    return np.where(t > 0, t * (np.log(t) - log_q), 0) + rest
+
+
+def _log_sum(lq: F8, chosen: npt.NDArray[np.bool_]) -> F8:
+    """Logarithm of the mass of the chosen entries of each row; -inf where none is."""
+    among = np.where(chosen, lq, -np.inf)
+    largest = among.max(axis=1)
+    anchored = np.exp(among - np.where(np.isfinite(largest), largest, 0.0)[:, None])
+    found: F8 = largest + np.log(anchored.sum(axis=1))
+    return found
 
 
 def _float_exp(x: F4) -> F4:

@@ -228,7 +228,7 @@ class Reduction:
             probability_change_quantiles=_quantiles(
                 values.change if values else None, self._change_histogram, CHANGE_QUANTILES
             ),
-            same_top=means.mean("same_top", low=0.0, high=1.0),
+            same_top=means.share("same_top"),
             llama=llama,
         )
 

@@ -36,17 +36,19 @@ def macro_rows(summary: Summary) -> tuple[MacroRow, ...]:
     """A row a candidate, in the job's order; nothing where a single corpus says it all."""
     if len(summary.corpora) < _TWO:
         return ()
-    found: dict[str, list[Result]] = {each.name: [] for each in summary.candidates}
+    found: dict[str, dict[str, Result]] = {each.name: {} for each in summary.candidates}
     for measured in summary.results:
         if measured.result is not None:
-            found[measured.candidate].append(measured.result)
+            found[measured.candidate][measured.corpus] = measured.result
+    # A corpus whose text nobody knows is taken for one of its own.
+    texts = {each.name: each.sha256 or each.name for each in summary.corpora}
     return tuple(
         MacroRow(name, Measured(None, None), Measured(None, None))
         if len(results) < len(summary.corpora)
         else MacroRow(
             name,
-            _average([each.kld.mean for each in results]),
-            _average([each.same_top for each in results]).scaled(100),
+            _average({on: each.kld.mean for on, each in results.items()}, texts),
+            _average({on: each.same_top for on, each in results.items()}, texts).scaled(100),
         )
         for name, results in found.items()
     )
@@ -87,9 +89,11 @@ def rank_warnings(summary: Summary, quote: Quote) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _average(estimates: list[Estimate]) -> Measured:
-    values = [each.value for each in estimates if each.value is not None]
+def _average(estimates: Mapping[str, Estimate], texts: Mapping[str, str]) -> Measured:
+    """Over corpora, by name."""
+    values = [each.value for each in estimates.values() if each.value is not None]
     if len(values) < len(estimates):
         return Measured(None, None)
-    average = macro_average(values, [each.error for each in estimates])
+    errors = [each.error for each in estimates.values()]
+    average = macro_average(values, errors, [texts[on] for on in estimates])
     return Measured(average.value, average.error)

@@ -79,7 +79,7 @@ def undecided_note(comparison: Comparison, quote: Quote) -> str | None:
         for at, pair in enumerate(open_pairs[:_MOST_NAMED])
     ]
     more = len(open_pairs) - len(named)
-    rest = f"; and {more:,} more neighbours" if more else ""
+    rest = f"; and {more:,} more pair{'' if more == 1 else 's'} of neighbours" if more else ""
     return f"Not distinguishable on {quote(comparison.corpus)}: {'; '.join(named)}{rest}."
 
 

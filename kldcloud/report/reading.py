@@ -30,6 +30,10 @@ def how_to_read(summary: Summary, *, naive_error: bool = True) -> str:
         )
     else:
         sentences.append("± is one standard error, cluster-robust by chunk.")
+    if summary.encoding == "kld":
+        sentences.append(
+            "PPL ratios are on the high side: the file floors what the base gave improbable tokens."
+        )
     if comparisons(summary):
         sentences.append(
             "Ranks are by mean KLD, and ranges where paired differences cannot tell candidates"
@@ -37,6 +41,8 @@ def how_to_read(summary: Summary, *, naive_error: bool = True) -> str:
         )
     if any(result.kld.mean.error is None for result in results):
         sentences.append("No ± where too few chunks give no error.")
+    if any(result.same_top.error == 0 for result in results):
+        sentences.append("No ± where all positions agree, which is no certainty for others.")
     if any(result.kld.quantiles == "histogram" for result in results):
         sentences.append("Quantiles come from a histogram, to 0.1 %.")
     return " ".join(sentences)
@@ -47,7 +53,10 @@ def _exactness(summary: Summary) -> str:
     if summary.encoding == "hidden":
         return "exact"
     if summary.encoding == "kld":
-        return "renormalised over tokens within 16 nats of its top, all that a base file keeps"
+        return (
+            "renormalised over tokens within 16 nats of its top, all that a base file keeps, with"
+            " what is certain of the others"
+        )
     return "exact, with all tokens 16 nats or more below its top taken as one"
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 MISSING: Final = "-"
 KLD_DECIMALS: Final = 6  # what llama.cpp prints, so that columns compare by eye
+_TWO_DIGITS: Final = 0.95e-5  # what has as many in six decimals
 _WIDEST_PLAIN: Final = 1e6
 _WHOLE: Final = 99.5
 _LEAST_GIB: Final = 0.01
@@ -34,13 +35,20 @@ def kld_figure(value: float | None) -> str:
     """A KL divergence in nats with llama.cpp's six decimals; tiny ones keep two digits."""
     if value is None:
         return MISSING
-    shown = _fixed(value, KLD_DECIMALS)
-    return f"{value:.1e}" if value and not float(shown) else shown
+    return f"{value:.1e}" if _is_tiny(value) else _fixed(value, KLD_DECIMALS)
 
 
 def kld_with_error(measured: Measured) -> str:
-    """A KL divergence and its standard error, both as `kld_figure` writes them."""
-    return _joined(kld_figure(measured.value), kld_figure(measured.error))
+    """A KL divergence as `kld_figure` writes it, and its standard error beside it.
+
+    The error has the value's decimals unless that would show nothing.
+    """
+    if measured.error is None:
+        return kld_figure(measured.value)
+    error_text = _fixed(measured.error, KLD_DECIMALS)
+    if measured.error and (_is_tiny(measured.value) or not float(error_text)):
+        error_text = f"{measured.error:.1e}"
+    return _joined(kld_figure(measured.value), error_text)
 
 
 def rounded_to_error(measured: Measured, *, most: int, without_error: int) -> str:
@@ -87,6 +95,10 @@ def floor_figure(times: float | None) -> str:
     if times is None:
         return MISSING
     return f"{times:,.0f}" if _WHOLE <= times < _WIDEST_PLAIN else f"{times:.2g}"
+
+
+def _is_tiny(value: float | None) -> bool:
+    return value is not None and 0 < abs(value) < _TWO_DIGITS
 
 
 def _joined(value_text: str, error_text: str) -> str:

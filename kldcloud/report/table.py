@@ -194,5 +194,10 @@ def _measured(estimate: Estimate | None) -> Measured:
 
 
 def percent_figure(measured: Measured) -> str:
-    """A share in per cent to the second digit of its error."""
+    """A share in per cent to the second digit of its error.
+
+    Where no position differs from the others, an error of zero would say too much: it stays away.
+    """
+    if measured.error == 0 and measured.value in (0, 100):
+        measured = Measured(measured.value, None)
     return rounded_to_error(measured, most=4, without_error=2)

@@ -96,6 +96,4 @@ def _mean_of(shards: Mapping[int, tuple[Moments, ...]]) -> RunningMean:
     chunks = [moments for first in sorted(shards) for moments in shards[first]]
     total = merge_in_order(chunks, Moments.of_nothing(len(_KEPT)))
     means = Means(total, [each.count for each in chunks], [each.mean for each in chunks], _SHOWN)
-    return RunningMean(
-        len(chunks), means.mean("kld", low=0.0), means.mean("same_top", low=0.0, high=1.0)
-    )
+    return RunningMean(len(chunks), means.mean("kld", low=0.0), means.share("same_top"))

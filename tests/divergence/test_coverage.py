@@ -65,7 +65,7 @@ def estimates(means: Means) -> dict[str, Estimate]:
         "entropy_base": means.mean("entropy_base", low=0.0),
         "probability_change": means.mean("probability_change", low=-1.0, high=1.0),
         "rms": _rms(means),
-        "same_top": means.mean("same_top", low=0.0, high=1.0),
+        "same_top": means.share("same_top"),
         "candidate": perplexity.candidate,
         "base": perplexity.base,
         "ratio": perplexity.ratio,
@@ -173,6 +173,24 @@ def test_every_interval_covers_as_it_says_and_naive_ones_do_not() -> None:
     off = {name: share for name, share in found.robust.items() if abs(share - 0.95) > 0.01}
     assert not off
     assert all(found.naive[name] < 0.85 for name in CORRELATED)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("chunks", [16, 100])
+def test_shares_of_rare_disagreements_are_covered(rate: float, chunks: int) -> None:
+    rounds, rows = 1500, 255
+    random = np.random.default_rng(chunks)
+    rates = np.minimum(rate * random.lognormal(-0.045, 0.3, (rounds, chunks)), 1.0)
+    agreed = rows - random.binomial(rows, rates)
+    inside = 0
+    for each in agreed:
+        shares = each / rows
+        scatter = rows * np.sum((shares - shares.mean()) ** 2)  # as if all of a chunk were alike
+        total = Moments(chunks * rows, np.array([shares.mean()]), np.array([[scatter]]))
+        means = Means(total, [rows] * chunks, list(shares[:, None]), {"same_top": 0})
+        inside += covers(means.share("same_top").interval95, 1 - rate)
+    sys.stdout.write(f"\n{chunks} chunks, {rate:g} disagree: {inside / rounds:.1%}\n")
+    assert inside / rounds > 0.93
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from simulated_chunks import light
+from simulated_chunks import heavy, light, tokens
 
 from kldcloud.divergence.forecast import Forecast, forecast
 from kldcloud.divergence.sequential import Rule, decide
@@ -47,6 +48,29 @@ def test_what_is_used_lies_within_what_was_foretold(
     assert within > 0.7
     # A pilot's two closest candidates seem closer than they are, so it foretells too many.
     assert np.median(counts) / 1.6 < likely < 3 * np.median(counts)
+
+
+@pytest.mark.parametrize("pilot", [5, 20])
+@pytest.mark.parametrize(("half_width", "texts"), [(0.3, heavy), (0.25, tokens), (0.1, light)])
+def test_a_small_pilot_does_not_take_a_tail_for_what_it_shows_of_it(
+    half_width: float, texts: Callable[..., np.ndarray], pilot: int
+) -> None:
+    rule = Rule("precise", half_width, 0.95, 20)
+    within = []
+    random = np.random.default_rng(pilot)
+    for _ in range(40):
+        (text,) = texts(random, 1, (1, 2), 580)
+        found = foretold(rule, text[:, :pilot])
+        within.append(found.low <= used(rule, text) <= found.high)
+    sys.stdout.write(f"{texts.__name__}, pilot of {pilot}: within {np.mean(within):.0%}\n")
+    assert np.mean(within) > 0.75
+
+
+def test_candidates_that_do_not_diverge_are_known_at_once() -> None:
+    text = np.zeros((2, 5))
+    assert foretold(PRECISE, text) == Forecast(20, 20, 20, 580, settles=True)
+    text[1] = 0.1, 0, 0.2, 0.1, 0.3
+    assert foretold(PRECISE, text).likely == 580
 
 
 def test_a_larger_pilot_knows_better() -> None:

@@ -145,6 +145,22 @@ def test_broken_candidates_are_still_measured_exactly(factor: float) -> None:
     assert found.kld.max() > 500
 
 
+@pytest.mark.parametrize("below", [60.0, 75.0, 1000.0, 1e4])
+@pytest.mark.parametrize("believed", [-40.0, -1.0, 30.0])
+def test_a_token_that_the_base_rules_out_counts_in_the_reverse_divergence(
+    below: float, believed: float
+) -> None:
+    base = base_logits(8, 3001)
+    candidate = candidate_logits(base, 0.1)
+    at = base.argmin(axis=1)
+    rows = np.arange(8)
+    base[rows, at] = base.max(axis=1) - np.float32(below)
+    candidate[rows, at] = candidate.max(axis=1) + np.float32(believed)
+    tokens = next_tokens(base)
+    found = token_statistics(LogitRows(base), candidate, tokens)
+    assert_equals_float64(found, base, candidate, tokens)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 511, 2048, 2999])
 def test_a_logit_that_is_not_finite_is_refused_with_its_position(bad: float, place: int) -> None:

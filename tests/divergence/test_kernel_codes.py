@@ -122,6 +122,25 @@ def test_a_llama_file_alone_gives_the_divergence_of_what_it_keeps() -> None:
     np.testing.assert_allclose(found.nll_base[codes], truth["nll_base"][codes], atol=2e-4)
 
 
+@pytest.mark.parametrize("shift", [8.0, 20.0, 60.0, 1e4])
+def test_of_a_llama_file_mass_that_a_candidate_moves_to_the_tail_is_counted(shift: float) -> None:
+    base = base_logits(12, 3001, seed=3)
+    tokens = next_tokens(base)
+    bare = CodeRows(encode_kld_rows(base), 3001)
+    candidate = np.where(bare.words[:, 4 : 4 + 3001] == 0, base + np.float32(shift), base)
+    found = token_statistics(bare, candidate, tokens)
+    out, tops = np.empty((12, 8)), np.empty((12, 3), np.int32)
+    row_numpy.statistics_of_rows(bare, candidate, tokens, 0, 12, out, tops, llama=False)
+    truth = tail_as_one(base, candidate)
+    for kld, reverse in ((found.kld, found.reverse_kld), (out[:, 0], out[:, 1])):
+        # The file has no more than a bound of the base's own mass there.
+        assert (kld <= truth["kld"] + 1e-6).all()
+        np.testing.assert_allclose(kld, truth["kld"], rtol=5e-2, atol=5e-3)
+        assert (reverse <= truth["reverse_kld"] * (1 + 1e-4) + 1e-6).all()
+    np.testing.assert_allclose(found.kld, out[:, 0], rtol=1e-5, atol=2e-8)
+    np.testing.assert_allclose(found.reverse_kld, out[:, 1], rtol=1e-5, atol=2e-8)
+
+
 def test_numba_and_numpy_say_the_same_of_codes() -> None:
     base = base_logits(24, 3001)
     base[5] = -1  # equal logits
@@ -142,6 +161,44 @@ def test_numba_and_numpy_say_the_same_of_codes() -> None:
         np.testing.assert_allclose(fast.llama_kld, out[:, 5], rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(fast.top, tops[:, 0])
         np.testing.assert_array_equal(fast.llama_top_base, tops[:, 2])
+
+
+def tail_as_one(base: np.ndarray, candidate: np.ndarray) -> dict[str, np.ndarray]:
+    """Divergences in float64 with all entries of code 0 taken as one, by logarithms alone."""
+    codes = encode_kld_rows(base)[:, 4 : 4 + base.shape[1]]
+    kept: dict[str, np.ndarray] = {}
+    sides = [each.astype(np.float64) for each in (base, candidate)]
+    sides = [each - np.logaddexp.reduce(each, axis=1, keepdims=True) for each in sides]
+    tails = [np.logaddexp.reduce(np.where(codes, -np.inf, each), axis=1) for each in sides]
+    for name, (p, q), (tail_p, tail_q) in (
+        ("kld", sides, tails),
+        ("reverse_kld", sides[::-1], tails[::-1]),
+    ):
+        kept[name] = np.where(codes, np.exp(p) * (p - q), 0).sum(axis=1)
+        kept[name] += np.exp(tail_p) * (tail_p - tail_q)
+    return kept
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("shift", [-1000.0, -120.0, 5.0, 36.0, 60.0, 120.0, 1e4])
+def test_a_candidate_that_moves_the_tail_is_measured_however_far(shift: float, numba: bool) -> None:
+    base = base_logits(12, 3001, seed=3)
+    tokens = next_tokens(base)
+    codes = encode(base, tokens)
+    tail = codes.words[:, 4 : 4 + 3001] == 0
+    candidate = np.where(tail, base + np.float32(shift), base)
+    truth = tail_as_one(base, candidate)
+    if numba:
+        found = token_statistics(codes, candidate, tokens)
+        kld, reverse, nll = found.kld, found.reverse_kld, found.nll
+    else:
+        out, tops = np.empty((12, 8)), np.empty((12, 3), np.int32)
+        row_numpy.statistics_of_rows(codes, candidate, tokens, 0, 12, out, tops, llama=False)
+        kld, reverse, nll = out[:, 0], out[:, 1], out[:, 2]
+    np.testing.assert_allclose(kld, truth["kld"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(reverse, truth["reverse_kld"], rtol=1e-4, atol=1e-7)
+    full = float64_token_statistics(base, candidate, tokens)
+    np.testing.assert_allclose(nll, full["nll"], rtol=1e-7, atol=1.5e-6)
 
 
 def test_rows_of_equal_logits_are_uniform() -> None:

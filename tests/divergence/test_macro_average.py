@@ -35,6 +35,17 @@ def test_a_long_corpus_weighs_no_more_than_a_short_one() -> None:
     assert found.error == pytest.approx(averages.std(ddof=1), rel=0.03)
 
 
+def test_two_cuts_of_one_text_are_no_two_samples() -> None:
+    """The same chunk means twice, and another text: an average varies as its error says."""
+    random = np.random.default_rng(5)
+    one, other = random.standard_normal((2, 20_000, 50)).mean(axis=2)
+    found = macro_average([0.0, 0.0, 0.0], [1 / math.sqrt(50)] * 3, ["a", "b", "a"])
+    averages = (one + one + other) / 3
+    assert found.error == pytest.approx(averages.std(ddof=1), rel=0.03)
+    apart = macro_average([0.0, 0.0, 0.0], [1 / math.sqrt(50)] * 3).error
+    assert apart == pytest.approx(found.error * math.sqrt(3 / 5), rel=1e-12)
+
+
 def test_without_one_of_the_errors_there_is_none() -> None:
     found = macro_average([1.0, 2.0], [0.1, None])
     assert (found.value, found.error) == (1.5, None)

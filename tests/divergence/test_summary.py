@@ -177,6 +177,7 @@ def test_a_model_against_itself_differs_by_nothing() -> None:
     found: Any = reduced(source).to_json_dict()
     nothing = {"value": 0, "error_naive": 0, "error": 0, "interval95": [0, 0]}
     one = {"value": 1, "error_naive": 0, "error": 0, "interval95": [1, 1]}
+    top = found["same_top"]
     for estimate in (
         found["kld"]["mean"],
         found["perplexity"]["log_ratio"],
@@ -185,7 +186,10 @@ def test_a_model_against_itself_differs_by_nothing() -> None:
         found["probability_change"]["rms"],
     ):
         assert estimate == nothing
-    assert found["same_top"] == found["perplexity"]["ratio"] == one
+    assert found["perplexity"]["ratio"] == one
+    assert (top["value"], top["error"]) == (1, 0)
+    # That six chunks show no other token says nothing so sharp of the text that they are from.
+    assert top["interval95"] == pytest.approx([0.025 ** (1 / len(source)), 1], rel=1e-12)
     assert found["perplexity"]["correlation"] == 1
     assert found["llama"] is None
 
@@ -197,6 +201,25 @@ def test_an_overflowing_perplexity_becomes_null() -> None:
     assert found["perplexity"]["candidate"]["value"] is None
     assert found["perplexity"]["log_ratio"]["value"] > 790
     assert found["same_top"]["value"] > 0
+
+
+@pytest.mark.parametrize("others", [1, 3, 29, 30])
+@pytest.mark.parametrize("rare", [True, False])
+def test_few_positions_of_a_kind_give_no_sharper_share_than_independent_ones(
+    others: int, rare: bool
+) -> None:
+    source = records(16, rows=31, seed=2, llama=False)
+    n = len(source)
+    differs = np.zeros(n, bool)
+    differs[np.linspace(0, n - 1, others).astype(int)] = True
+    source.top[:] = np.where(differs == rare, 99, source.top_base)
+    found: Any = reduced(source).to_json_dict()["same_top"]
+    mean, half = found["value"], float(stats.t.ppf(0.975, 15)) * found["error"]
+    expected = [max(0.0, mean - half), min(1.0, mean + half)]
+    if others < 30:
+        exact = stats.binomtest(round(mean * n), n).proportion_ci(method="exact")
+        expected = [min(expected[0], exact.low), max(expected[1], exact.high)]
+    assert found["interval95"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_intervals_stay_within_what_is_possible() -> None:

@@ -40,7 +40,9 @@ def compared_run(corpora: Mapping[str, Mapping[str, float]], *, noise: float = 2
     names = list(dict.fromkeys(name for levels in corpora.values() for name in levels))
     shape = summary_dict()
     shape["candidates"] = [candidate(name, 100_000_000, 6.0) for name in names]
-    shape["corpora"] = [corpus(name) for name in corpora]
+    shape["corpora"] = [
+        {**corpus(name), "sha256": f"{0xC0 + at:02x}" * 32} for at, name in enumerate(corpora)
+    ]
     shape["results"], shape["comparisons"] = [], []
     for at, (name, levels) in enumerate(corpora.items()):
         means = chunk_means(list(levels.values()), noise=noise, seed=at)

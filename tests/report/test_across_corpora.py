@@ -38,6 +38,16 @@ def test_the_macro_average_weighs_corpora_alike() -> None:
         assert row.same_top.error == pytest.approx(100 * error[1], rel=1e-12)
 
 
+def test_errors_of_two_cuts_of_one_text_add_up() -> None:
+    shape = compared_run(TWO)
+    for corpus in shape["corpora"]:
+        corpus["sha256"] = "c" * 64
+    found = [each["result"] for each in shape["results"] if each["candidate"] == "Q8_0"]
+    row = macro_rows(as_summary(shape))[0]
+    errors = [each["kld"]["mean"]["error"] for each in found]
+    assert row.kld_mean.error == pytest.approx(sum(errors) / 2, rel=1e-12)
+
+
 def test_one_corpus_has_no_macro_average() -> None:
     assert macro_rows(as_summary(compared_run({"text": TWO["code"]}))) == ()
 

@@ -74,7 +74,7 @@ def test_means_are_told_as_multiples_of_the_floor() -> None:
         assert "x floor" in text
         assert "26,868" in text
     for text in (*with_column, post, card):
-        assert "the base measured against itself: mean KLD 0.000002 ± 1.0e-07." in text
+        assert "the base measured against itself: mean KLD 2.0e-06 ± 1.0e-07." in text
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_note_stays_short_however_many_there_are() -> None:
     assert note is not None
     assert note.count("difference") == 3
     assert note.count("after Holm over 28 pairs") == 1
-    assert note.endswith("; and 4 more neighbours.")
+    assert note.endswith("; and 4 more pairs of neighbours.")
 
 
 def test_a_single_pair_needs_no_adjustment_and_a_single_chunk_gives_no_p() -> None:

@@ -123,6 +123,7 @@ def test_hostile_names_break_neither_the_table_nor_the_page() -> None:
 def test_says_how_exact_the_encoding_leaves_the_divergence(encoding: str, words: str) -> None:
     page = render_markdown(as_summary({**summary_dict(), "encoding": encoding}))
     assert words in page
+    assert ("PPL ratios are on the high side" in page) == (encoding == "kld")
 
 
 def test_differences_are_those_of_neighbours_with_ps_for_all_pairs() -> None:

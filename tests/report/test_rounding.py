@@ -24,12 +24,15 @@ from kldcloud.report.rounding import (
         (3.21e-9, "3.2e-09"),
         (-2e-8, "-2.0e-08"),
         (5e-7, "5.0e-07"),
-        (6e-7, "0.000001"),
+        (6e-7, "6.0e-07"),
+        (1.4e-6, "1.4e-06"),
+        (-9.4e-6, "-9.4e-06"),
+        (9.6e-6, "0.000010"),
         (1e300, "1.000e+300"),
         (None, "-"),
     ],
 )
-def test_kld_has_six_decimals_unless_that_would_show_nothing(
+def test_kld_has_six_decimals_unless_those_show_less_than_two_digits(
     value: float | None, shown: str
 ) -> None:
     assert kld_figure(value) == shown
@@ -39,6 +42,13 @@ def test_kld_without_an_error_stands_alone() -> None:
     assert kld_with_error(Measured(0.05, 0.0008)) == "0.050000 ± 0.000800"
     assert kld_with_error(Measured(0.05, None)) == "0.050000"
     assert kld_with_error(Measured(None, 0.1)) == "-"
+
+
+def test_the_error_of_a_kld_has_its_decimals_unless_they_show_nothing() -> None:
+    assert kld_with_error(Measured(0.000123, 0.000004)) == "0.000123 ± 0.000004"
+    assert kld_with_error(Measured(0.000123, 4e-8)) == "0.000123 ± 4.0e-08"
+    assert kld_with_error(Measured(1.4e-6, 3e-6)) == "1.4e-06 ± 3.0e-06"
+    assert kld_with_error(Measured(1.4e-6, 0.0)) == "1.4e-06 ± 0.000000"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kldcloud.report.rounding import Measured
-from kldcloud.report.table import COLUMNS, corpus_tables, shown_columns
+from kldcloud.report.table import COLUMNS, corpus_tables, percent_figure, shown_columns
 
 from .summaries import as_summary, candidate, corpus, failed, measured, result, summary_dict
 
@@ -23,6 +23,13 @@ def test_a_row_holds_the_published_numbers() -> None:
     assert row.same_top.error == pytest.approx(0.26)
     assert row.rms_change.value == pytest.approx(5.83)
     assert row.ppl_ratio == Measured(1.03812, 0.0034)
+
+
+def test_a_share_of_all_or_none_claims_no_error_of_zero() -> None:
+    assert percent_figure(Measured(100.0, 0.0)) == "100.00"
+    assert percent_figure(Measured(0.0, 0.0)) == "0.00"
+    assert percent_figure(Measured(50.0, 0.0)) == "50.00 ± 0.00"
+    assert percent_figure(Measured(99.98, 0.02)) == "99.980 ± 0.020"
 
 
 def test_a_row_shows_a_file_but_never_where_it_lay() -> None:

@@ -19,6 +19,12 @@ from kldcloud.report.html.curves import Curve
 MOST_DECADES: Final = 6.0
 # Only the points' legend shows colour and shape together.
 ONE_LEGEND: Final = {"legend": {"color": "independent", "shape": "independent"}}
+KLD_TOLD: Final = {
+    "calculate": "format(datum.kld, datum.kld < 0.95e-5 ? '.1e' : '.6f') + (datum.error === null"
+    " ? '' : ' \u00b1 ' + format(datum.error, datum.kld < 0.95e-5 ? '.1e' : '.6f')) + ' nats'",
+    "as": "told",
+}
+"""A mean and its error as tables show them: see `rounding.kld_with_error`."""
 _DEEPEST_ERROR: Final = 3
 _SHAPES_ON_A_LINE: Final = 9
 

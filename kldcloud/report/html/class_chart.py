@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from kldcloud.report.html.chart_layers import (
+    KLD_TOLD,
     ONE_LEGEND,
     axes,
     common,
@@ -49,11 +50,7 @@ def class_chart(
             "calculate": f"datum.across + ', ' + format({part}.tokens, ',') + ' positions'",
             "as": "where",
         },
-        {
-            "calculate": "format(datum.kld, '.6f') + (datum.error === null ? ''"
-            " : ' \u00b1 ' + format(datum.error, '.6f')) + ' nats'",
-            "as": "told",
-        },
+        KLD_TOLD,
     ]
     across = {
         "field": "across",

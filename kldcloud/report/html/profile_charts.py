@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from kldcloud.report.html.chart_layers import (
+    KLD_TOLD,
     MOST_DECADES,
     ONE_LEGEND,
     axes,
@@ -172,11 +173,7 @@ def _binned(
             " + ' positions'",
             "as": "where",
         },
-        {
-            "calculate": "format(datum.kld, '.6f') + (datum.error === null ? ''"
-            " : ' \u00b1 ' + format(datum.error, '.6f')) + ' nats'",
-            "as": "told",
-        },
+        KLD_TOLD,
     ]
     across = {
         "field": "across",
