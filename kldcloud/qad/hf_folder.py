@@ -2,9 +2,9 @@
 
 That is the layout of compressed-tensors, which transformers reads (a test has it do so) and vLLM
 (benchmarks/nvfp4_vllm.py): for each matrix its packed codes, its block scales in E4M3, and the
-inverse of its tensor scale. Everything else is stored float for float; a reader then rounds all to the dtype
-that it computes in. A tokenizer's files belong beside them, and only the original's own do: a
-GGUF's vocabulary does not say how that one splits text.
+inverse of its tensor scale. Everything else is stored float for float; a reader then rounds all to
+the dtype that it computes in. A tokenizer's files belong beside them, and only the original's own
+do: a GGUF's vocabulary does not say how that one splits text.
 """
 
 from __future__ import annotations
