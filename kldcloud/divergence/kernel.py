@@ -22,7 +22,7 @@ from kldcloud.errors import EngineError, FormatError
 
 NO_TOKEN = -1
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raise it with any change that moves a statistic: it is part of every run's id."""
 
 
