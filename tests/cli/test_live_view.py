@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import termios
@@ -34,6 +35,9 @@ with TerminalProgress().measuring(open_store(sys.argv[1]), sys.argv[2], 20) as b
 """
 
 
+_OF_ONE_REDRAW = 0.02
+
+
 class Terminal:
     """A terminal of 80 x 24 that a process writes to, and what a person sees on it."""
 
@@ -49,18 +53,25 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
-        while True:
-            try:
-                data = os.read(self._screen, 65536)
-            except OSError:  # the last writer has gone
-                return
-            if not data:
-                return
+        while data := self._next():
             self.written += data
             self._stream.feed(data)
-            frame = tuple(line.rstrip() for line in self._display.display)
-            if not self.frames or frame != self.frames[-1]:
-                self.frames.append(frame)
+            # Nobody sees a redraw that arrives in parts; those of ours are further apart.
+            if not select.select([self._screen], [], [], _OF_ONE_REDRAW)[0]:
+                self._keep()
+        self._keep()
+
+    def _next(self) -> bytes:
+        """What was written since; nothing once the last writer has gone."""
+        try:
+            return os.read(self._screen, 65536)
+        except OSError:
+            return b""
+
+    def _keep(self) -> None:
+        frame = tuple(line.rstrip() for line in self._display.display)
+        if not self.frames or frame != self.frames[-1]:
+            self.frames.append(frame)
 
     def close(self) -> None:
         """Nobody here writes any more."""
