@@ -13,6 +13,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "qad_training.py"
 
 
+@pytest.mark.slow
 def test_contestants_train_the_same_steps() -> None:
     found = subprocess.run(
         [sys.executable, SCRIPT, "--cpu", "--json"],

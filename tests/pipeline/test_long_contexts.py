@@ -44,6 +44,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return facts(folder, candidates, [corpus(128, 2), corpus(64, 2, "within")])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
 def test_a_launch_says_which_models_and_goes_on(job: dict[str, Any], tmp_path: Path) -> None:
     notes = Notes()

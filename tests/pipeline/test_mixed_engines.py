@@ -106,6 +106,7 @@ def test_a_base_in_safetensors_measured_again_is_itself(
     assert floor.maximum == 0.0
 
 
+@pytest.mark.slow
 def test_recipes_quantise_the_base(folders: dict[str, Path], tmp_path: Path) -> None:
     recipes = ["torchao-int8", "torchao-int4", "bnb-nf4"]
     candidates = [{"quantize": each} for each in recipes]
@@ -146,6 +147,7 @@ def test_runs_of_recipes_and_engines_are_compared_candidate_by_candidate(
     assert ",transformers," in ran["noisy-hf"]
 
 
+@pytest.mark.slow
 def test_weights_that_were_written_out_are_on_record(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
