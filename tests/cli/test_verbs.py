@@ -131,7 +131,6 @@ def test_settings_cluster_and_store_of_the_command_line_win_over_the_job(
     assert rounded["kld"]["mean"]["value"] != mean
 
 
-@pytest.mark.slow
 def test_an_interrupted_launch_says_so_and_the_same_command_goes_on(
     desk: Desk, sweep: Sweep
 ) -> None:
