@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import stat
@@ -26,8 +27,10 @@ _PATIENCE_SECONDS = 10.0
 @contextlib.contextmanager
 def ray_folder() -> Iterator[str]:
     """A temporary folder, gone after the block; after a kill the keeper ends Ray and removes it."""
-    folder = tempfile.mkdtemp(prefix=_PREFIX)
+    # Named before it is made: a Ctrl-C may come between that and any next step.
+    folder = str(Path(tempfile.gettempdir()) / f"{_PREFIX}{secrets.token_hex(4)}")
     try:
+        Path(folder).mkdir(mode=0o700)
         keeper = subprocess.Popen(  # noqa: S603 - our own module, arguments as a list
             [sys.executable, "-m", __name__, folder],
             stdin=subprocess.PIPE,
@@ -41,10 +44,11 @@ def ray_folder() -> Iterator[str]:
             keeper.kill()
             keeper.communicate()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear_up(Path(folder))
 
 
 def _clear_up(folder: Path) -> None:
+    """Remove the folder, and end whoever would make it again: what Ray was just starting."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while (left := _who_logs_to(folder)) and time.monotonic() < deadline:
         for process in left:
@@ -55,9 +59,11 @@ def _clear_up(folder: Path) -> None:
 
 
 def _who_logs_to(folder: Path) -> list[int]:
-    """Processes that have a file in the folder open for writing: Ray's, and nobody else's."""
+    """Other processes that have a file in the folder open for writing: Ray's, and nobody else's."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
         with contextlib.suppress(OSError):
             if any(_writes_below(folder, each) for each in (process / "fd").iterdir()):
                 found.append(int(process.name))
