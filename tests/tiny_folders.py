@@ -10,6 +10,28 @@ import numpy as np
 from safetensors.numpy import save_file
 
 VOCABULARY, WIDTH = 320, 64
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""For configurations of most families that transformers has."""
+_OF_EXPERTS: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.2,
+}
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -40,45 +62,25 @@ def save_llama(folder: Path, *, seed: int = 0) -> None:
 
 def save_experts(folder: Path, *, seed: int = 0) -> None:
     """A Qwen 3 of one layer with four experts, and a tokenizer."""
-    import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    torch.manual_seed(seed)
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        moe_intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-        initializer_range=0.2,
-    )
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
-    save_words(folder)
+    config = Qwen3MoeConfig(**_OF_EXPERTS, moe_intermediate_size=32, num_experts=4)
+    _save(folder, Qwen3MoeForCausalLM, config, seed)
 
 
 def save_gpt_oss(folder: Path, *, seed: int = 0) -> None:
     """A gpt-oss of one layer with four experts, and a tokenizer."""
-    import torch
     from transformers import GptOssConfig, GptOssForCausalLM
 
+    config = GptOssConfig(**_OF_EXPERTS, intermediate_size=WIDTH, num_local_experts=4)
+    _save(folder, GptOssForCausalLM, config, seed)
+
+
+def _save(folder: Path, model: Any, config: Any, seed: int) -> None:
+    import torch
+
     torch.manual_seed(seed)
-    config = GptOssConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        initializer_range=0.2,
-    )
-    GptOssForCausalLM(config).save_pretrained(folder)
+    model(config).save_pretrained(folder)
     save_words(folder)
 
 

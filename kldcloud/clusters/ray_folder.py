@@ -28,9 +28,9 @@ _PATIENCE_SECONDS = 10.0
 def ray_folder() -> Iterator[str]:
     """A temporary folder, gone after the block; after a kill the keeper ends Ray and removes it."""
     # Named before it is made: a Ctrl-C may come between that and any next step.
-    folder = str(Path(tempfile.gettempdir()) / f"{_PREFIX}{secrets.token_hex(4)}")
+    folder = Path(tempfile.gettempdir()) / f"{_PREFIX}{secrets.token_hex(4)}"
     try:
-        Path(folder).mkdir(mode=0o700)
+        folder.mkdir(mode=0o700)
         keeper = subprocess.Popen(  # noqa: S603 - our own module, arguments as a list
             [sys.executable, "-m", __name__, folder],
             stdin=subprocess.PIPE,
@@ -39,12 +39,12 @@ def ray_folder() -> Iterator[str]:
             start_new_session=True,  # Ctrl-C and a kill of the group are for the driver
         )
         try:
-            yield folder
+            yield str(folder)
         finally:
             keeper.kill()
             keeper.communicate()
     finally:
-        _clear_up(Path(folder))
+        _clear_up(folder)
 
 
 def _clear_up(folder: Path) -> None:

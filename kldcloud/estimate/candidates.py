@@ -8,10 +8,8 @@ from kldcloud.errors import FormatError, UserError
 from kldcloud.estimate.files import PlannedBase, PlannedModel, model_here
 from kldcloud.models.ggml_types import BITS
 from kldcloud.models.gguf_header import GgufHeader
-from kldcloud.models.language_model import read_language_model
-from kldcloud.models.model_folder import read_model_folder
 from kldcloud.models.trained_context import trained_context
-from kldcloud.pipeline.found import check_quants
+from kldcloud.pipeline.found import check_quants, model_header
 from kldcloud.pipeline.model_files import recipe_bytes
 from kldcloud.spec.job import CandidateSpec, SweepJob
 from kldcloud.spec.recipes import RECIPES, Recipe
@@ -50,7 +48,7 @@ def _candidate(spec: CandidateSpec, base: PlannedBase) -> PlannedModel:
                 hint="correct it in the job, or state its expect: {bytes: ...}",
             )
         return PlannedModel(name, spec.model, size, here=False)
-    header = read_model_folder(path) if path.is_dir() else read_language_model(path)
+    header = model_header(path)
     if base.vocabulary is not None and header.vocabulary_size != base.vocabulary:
         raise FormatError(
             f"candidate {name} ({path}) has a vocabulary of {header.vocabulary_size:,}, "

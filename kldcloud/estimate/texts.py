@@ -11,12 +11,10 @@ from typing import Final
 from kldcloud.corpus.chunks import check_length
 from kldcloud.errors import UserError
 from kldcloud.estimate.files import PlannedBase, PlannedCorpus, at_hand, model_here
-from kldcloud.models.gguf_header import read_gguf_header
-from kldcloud.models.model_folder import read_model_folder
 from kldcloud.models.tokenizer import open_tokenizer
 from kldcloud.pipeline.corpora import KLD_CORPUS, ChunkedCorpus
 from kldcloud.pipeline.corpus_tokens import check_same_tokens, corpus_tokens
-from kldcloud.pipeline.found import Found, about, may_cut_otherwise
+from kldcloud.pipeline.found import Found, about, may_cut_otherwise, model_header
 from kldcloud.pipeline.progress import Progress
 from kldcloud.pipeline.sources import HERE
 from kldcloud.spec.job import CorpusSpec, SweepJob
@@ -119,8 +117,7 @@ def _here(name: str, uri: SourceUri | None) -> Found | None:
     path = None if uri is None else model_here(uri)
     if uri is None or path is None:
         return None
-    header = read_model_folder(path) if path.is_dir() else read_gguf_header(path)
-    return Found(name, uri.filename, path, header)
+    return Found(name, uri.filename, path, model_header(path))
 
 
 def _check_beginning(

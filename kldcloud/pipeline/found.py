@@ -102,8 +102,16 @@ def _find_model(
 ) -> Found:
     with about(what):
         path = sources.fetch_model(uri, progress)
-        header = read_model_folder(path) if path.is_dir() else read_language_model(path)
-        return Found(name, uri.filename, path, header, sources.origin(uri, path))
+        return Found(name, uri.filename, path, model_header(path), sources.origin(uri, path))
+
+
+def model_header(path: Path) -> ModelFolder | GgufHeader:
+    """What a folder of safetensors or a GGUF says of itself.
+
+    Raises:
+        KldcloudError: it is no language model; see `read_model_folder` and `read_language_model`.
+    """
+    return read_model_folder(path) if path.is_dir() else read_language_model(path)
 
 
 def imatrix_of(
@@ -221,7 +229,9 @@ def warn_of_beginnings(base: Found, candidates: Sequence[Found], progress: Progr
     if not isinstance(base.header, GgufHeader):
         return
     for candidate in candidates:
-        if not isinstance(candidate.header, GgufHeader) or _same_rule(base, candidate):
+        if not isinstance(candidate.header, GgufHeader) or _same_rule(
+            base.header, candidate.header
+        ):
             continue
         one, other = _beginning(base), _beginning(candidate)
         if one != other:
@@ -232,12 +242,9 @@ def warn_of_beginnings(base: Found, candidates: Sequence[Found], progress: Progr
             )
 
 
-def _same_rule(base: Found, other: Found) -> bool:
+def _same_rule(one: GgufHeader, other: GgufHeader) -> bool:
     keys = [f"tokenizer.ggml.{name}" for name in ("model", "pre", "add_bos_token", "bos_token_id")]
-    one, two = base.header, other.header
-    assert isinstance(one, GgufHeader)  # noqa: S101 - the caller has asked
-    assert isinstance(two, GgufHeader)  # noqa: S101
-    return all(one.metadata.get(key) == two.metadata.get(key) for key in keys)
+    return all(one.metadata.get(key) == other.metadata.get(key) for key in keys)
 
 
 def _beginning(model: Found) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from kldcloud.errors import KldcloudError
 from kldcloud.store.base import Store
@@ -23,6 +23,8 @@ from kldcloud.store.base import Store
 PULSE_SECONDS = 10.0
 """Between two heartbeats of a process: how old a status may be, how often a store is written."""
 MAX_LIFE_BYTES = 64 << 10
+WORKING: Final = ("staging", "measuring", "reducing")
+"""States of a driver that is at work; the others are ends."""
 
 Record = TypeVar("Record", bound="DriverLife | WorkerLife | LaunchRecord | AttemptRecord")
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from kldcloud.pipeline.life import PULSE_SECONDS, read_driver
+from kldcloud.pipeline.life import PULSE_SECONDS, WORKING, read_driver
 from kldcloud.pipeline.progress import Progress
 from kldcloud.report.escaping import printable
 from kldcloud.store.base import Store
 
-_AT_WORK: Final = ("staging", "measuring", "reducing")
 _LATELY: Final = 3 * PULSE_SECONDS
 _HOST_SHOWN: Final = 60
 
@@ -28,7 +27,7 @@ def warn_of_another_driver(store: Store, run: str, launch: str, progress: Progre
     keys = [each.key for each in store.list(f"runs/{run}/life/")]
     drivers = [key for key in keys if key.endswith("/driver.json")]
     found = read_driver(store, drivers[-1]) if drivers else None
-    if found is None or found.state not in _AT_WORK or (launch and found.launch == launch):
+    if found is None or found.state not in WORKING or (launch and found.launch == launch):
         return
     warn_of_another(run, found.host, found.updated, progress)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 MISSING: Final = "-"
 KLD_DECIMALS: Final = 6  # what llama.cpp prints, so that columns compare by eye
-_TWO_DIGITS: Final = 0.95e-5  # what has as many in six decimals
+TWO_DIGITS: Final = 0.95e-5  # what has as many in six decimals
 _WIDEST_PLAIN: Final = 1e6
 _WHOLE: Final = 99.5
 _LEAST_GIB: Final = 0.01
@@ -98,7 +98,7 @@ def floor_figure(times: float | None) -> str:
 
 
 def _is_tiny(value: float | None) -> bool:
-    return value is not None and 0 < abs(value) < _TWO_DIGITS
+    return value is not None and 0 < abs(value) < TWO_DIGITS
 
 
 def _joined(value_text: str, error_text: str) -> str:

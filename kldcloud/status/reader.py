@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from kldcloud.pipeline.life import (
+    WORKING,
     AttemptRecord,
     DriverLife,
     WorkerLife,
@@ -27,7 +28,6 @@ from kldcloud.status.run_files import RunFiles, attempt_started, list_run
 from kldcloud.status.status import Status
 from kldcloud.status.subject import StatusSubject
 from kldcloud.status.vitals import (
-    WORKING,
     chunks_a_second,
     is_working,
     judge,

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Final, TypeVar
 
-from kldcloud.pipeline.life import AttemptRecord, DriverLife, LaunchRecord, WorkerLife
+from kldcloud.pipeline.life import (
+    WORKING,
+    AttemptRecord,
+    DriverLife,
+    LaunchRecord,
+    WorkerLife,
+)
 
 SILENT_SECONDS: Final = 180.0
 """A driver that wrote nothing for so long is taken for gone: 18 heartbeats."""
@@ -21,7 +27,6 @@ UNKNOWN_PACE_SECONDS: Final = 1800.0
 """Nor before this, while nobody knows how long that is: a large model may be loading."""
 YOUNG_SECONDS: Final = 5.0
 """Before this, a rate would say more about starting than about working."""
-WORKING: Final = ("staging", "measuring", "reducing")
 ENDED: Final = ("finished", "failed", "out-of-time", "stopped")
 _MOST: Final = 2.0**53
 

@@ -44,22 +44,12 @@ from kldcloud.staging.head import NOTHING_AFTER
 from kldcloud.staging.states import pack_states, unpack_states
 from tests.model_folders import folder_of, write_tokenizer
 from tests.qad.small_training import tiny_teacher
+from tests.tiny_folders import SMALL
 from tests.tiny_models import tiny_pair
 
 Logits = npt.NDArray[np.float32]
 PLAIN = TransformersOptions("float32")
 V = 320
-SMALL = {
-    "vocab_size": V,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 
 def tokens(context: int, seed: int = 0) -> npt.NDArray[np.int32]:

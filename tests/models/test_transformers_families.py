@@ -23,22 +23,12 @@ from kldcloud.staging.folder_head import read_base_head
 from kldcloud.staging.head import NOTHING_AFTER
 from tests.model_folders import write_tokenizer
 from tests.qad.small_training import tiny_teacher
+from tests.tiny_folders import SMALL
 
 V = 320
 CONTEXT = 48
 Made = tuple[type[PreTrainedModel], Any]
-SMALL = {
-    "vocab_size": V,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+HEADED = SMALL | {"head_dim": 16}
 EYES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -76,43 +66,44 @@ def mamba() -> Made:
 
 def gpt_oss() -> Made:
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}
-    return library.GptOssForCausalLM, library.GptOssConfig(**SMALL, **experts)
+    return library.GptOssForCausalLM, library.GptOssConfig(**HEADED, **experts)
 
 
 def qwen3_next() -> Made:
     heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
     heads |= {"linear_key_head_dim": 16, "linear_value_head_dim": 16}
-    sizes = SMALL | EXPERTS | heads | {"num_hidden_layers": 4, "shared_expert_intermediate_size": 8}
+    sizes = (
+        HEADED | EXPERTS | heads | {"num_hidden_layers": 4, "shared_expert_intermediate_size": 8}
+    )
     return library.Qwen3NextForCausalLM, library.Qwen3NextConfig(**sizes)
 
 
 def falcon_h1() -> Made:
     sizes = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
     sizes |= {"mamba_n_groups": 1, "mamba_chunk_size": 16}
-    config = library.FalconH1Config(**SMALL, **sizes, lm_head_multiplier=0.5)
+    config = library.FalconH1Config(**HEADED, **sizes, lm_head_multiplier=0.5)
     return library.FalconH1ForCausalLM, config
 
 
 def recurrent_gemma() -> Made:
-    sizes = SMALL | {"num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 32}
+    sizes = HEADED | {"num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 32}
     config = library.RecurrentGemmaConfig(**sizes, logits_soft_cap=3.0)
     return library.RecurrentGemmaForCausalLM, config
 
 
 def hyperclovax() -> Made:
-    return library.HyperCLOVAXForCausalLM, library.HyperCLOVAXConfig(**SMALL, logits_scaling=0.25)
+    return library.HyperCLOVAXForCausalLM, library.HyperCLOVAXConfig(**HEADED, logits_scaling=0.25)
 
 
 def minicpm3() -> Made:
     sizes = {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 24, "v_head_dim": 16}
     sizes |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "dim_model_base": 16}
-    given = {name: value for name, value in SMALL.items() if name != "head_dim"}
-    return library.MiniCPM3ForCausalLM, library.MiniCPM3Config(**given | sizes)
+    return library.MiniCPM3ForCausalLM, library.MiniCPM3Config(**SMALL | sizes)
 
 
 def gemma3() -> Made:
     config = library.Gemma3Config(
-        text_config=library.Gemma3TextConfig(**SMALL, sliding_window=16),
+        text_config=library.Gemma3TextConfig(**HEADED, sliding_window=16),
         vision_config=library.SiglipVisionConfig(**EYES),
         mm_tokens_per_image=4,
         image_token_index=300,
@@ -122,7 +113,7 @@ def gemma3() -> Made:
 
 def mistral3() -> Made:
     config = library.Mistral3Config(
-        text_config=library.MistralConfig(**SMALL),
+        text_config=library.MistralConfig(**HEADED),
         vision_config=library.PixtralVisionConfig(**EYES, head_dim=16),
         image_token_index=300,
     )
@@ -133,7 +124,7 @@ def qwen2_5_vl() -> Made:
     turned = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     eyes = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
     config = library.Qwen2_5_VLConfig(
-        text_config=SMALL | {"rope_parameters": turned},
+        text_config=HEADED | {"rope_parameters": turned},
         vision_config=eyes | {"out_hidden_size": 64, "fullatt_block_indexes": [0]},
         image_token_id=300,
         video_token_id=301,
@@ -227,12 +218,12 @@ def test_attention_is_eager_where_transformers_has_no_other(
 
 
 def classifier(*, tied: bool) -> Made:
-    config = library.Qwen2Config(**SMALL, num_labels=3, tie_word_embeddings=tied)
+    config = library.Qwen2Config(**HEADED, num_labels=3, tie_word_embeddings=tied)
     return library.Qwen2ForSequenceClassification, config
 
 
 def without_a_head() -> Made:
-    return library.Qwen3Model, library.Qwen3Config(**SMALL, tie_word_embeddings=True)
+    return library.Qwen3Model, library.Qwen3Config(**HEADED, tie_word_embeddings=True)
 
 
 def t5() -> Made:
@@ -248,8 +239,7 @@ def bart() -> Made:
 
 
 def bert() -> Made:
-    given = {name: value for name, value in SMALL.items() if name != "head_dim"}
-    return library.BertForMaskedLM, library.BertConfig(**given)
+    return library.BertForMaskedLM, library.BertConfig(**SMALL)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +264,7 @@ def test_what_predicts_no_next_token_is_refused(
 
 def test_a_name_that_transformers_does_not_have_is_no_obstacle(tmp_path: Path, gguf: Path) -> None:
     """As of folders that were written before their family had a class."""
-    made = library.LlamaForCausalLM, library.LlamaConfig(**SMALL)
+    made = library.LlamaForCausalLM, library.LlamaConfig(**HEADED)
     path = saved(tmp_path / "hf", made, gguf)
     said = json.loads((path / "config.json").read_text()) | {"architectures": ["LLaMAForCausalLM"]}
     (path / "config.json").write_text(json.dumps(said))

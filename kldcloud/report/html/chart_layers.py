@@ -15,13 +15,15 @@ from kldcloud.report.html.chart_style import (
     padded_log,
 )
 from kldcloud.report.html.curves import Curve
+from kldcloud.report.rounding import TWO_DIGITS
 
 MOST_DECADES: Final = 6.0
 # Only the points' legend shows colour and shape together.
 ONE_LEGEND: Final = {"legend": {"color": "independent", "shape": "independent"}}
+_DIGITS: Final = f"datum.kld && datum.kld < {TWO_DIGITS} ? '.1e' : '.6f'"
 KLD_TOLD: Final = {
-    "calculate": "format(datum.kld, datum.kld < 0.95e-5 ? '.1e' : '.6f') + (datum.error === null"
-    " ? '' : ' \u00b1 ' + format(datum.error, datum.kld < 0.95e-5 ? '.1e' : '.6f')) + ' nats'",
+    "calculate": f"format(datum.kld, {_DIGITS}) + (datum.error === null"
+    f" ? '' : ' \u00b1 ' + format(datum.error, {_DIGITS})) + ' nats'",
     "as": "told",
 }
 """A mean and its error as tables show them: see `rounding.kld_with_error`."""

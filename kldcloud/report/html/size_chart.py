@@ -164,7 +164,7 @@ def _axes(plot: SizePlot, layout: Layout, unit_bytes: float) -> SizeAxes:
 def _row(point: SizePoint, axes: SizeAxes, unit_bytes: float) -> dict[str, Any]:
     low, high = point.interval95 or (None, None)
     name = printable(point.name, limit=_NAME_TOLD)
-    size = f"{size_figure(point.bytes / GIB)}"
+    size = size_figure(point.bytes / GIB)
     kld = kld_with_error(Measured(point.kld, point.error))
     kind = ON if point.on_frontier else OFF
     return {
