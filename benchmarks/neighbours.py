@@ -57,6 +57,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Errors by blocks of chunks over those by chunk.")
     parser.add_argument("run", type=Path, help="folder of a run that is done")
     run = parser.parse_args().run
+    if not (run / "tokens.parquet").is_file():
+        parser.error(f"{run} has no tokens.parquet: name the folder of a run that is done")
     for name, means in chunk_means(run):
         print(f"{name}, {len(means)} chunks{'':12}" + "".join(f"  blocks of {k}" for k in BLOCKS))
         kld, nll, nll_base = means.T
